@@ -1,0 +1,236 @@
+"""Searches for a resident set: `top_k`, `greedy`, `distorted_greedy`, `local_search`, `exact`.
+
+Every search maps a `CacheProblem` to a `[N]` bool set of at most `cache_slots`
+adapters, inside `jit`. `cache_slots` is data, except in `exact`, whose table of subsets
+is a host array. Guarantees and tie rules: `docs/model.md`, "Cache optimisation".
+"""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from polar_jax.cache_value import (
+    CacheProblem,
+    covered,
+    marginal_gains,
+    objective,
+    tie_tolerance,
+)
+from polar_jax.linalg import HIGHEST
+
+# Contexts evaluated at once by `exact`: its working set is this times the subsets.
+EXACT_CHUNK = 64
+
+
+def top_k(problem: CacheProblem) -> Array:
+    """The `K` adapters with the largest gains alone; ignores overlap.
+
+    Args:
+      problem: the cache problem.
+
+    Returns:
+      `[N]` bool set with exactly `K` members; ties to the lowest index.
+    """
+    num_adapters = problem.load_cost.shape[0]
+    gains = marginal_gains(problem, jnp.zeros_like(problem.weight)) - problem.load_cost
+    order = jnp.argsort(-gains, stable=True)
+    rank = jnp.zeros((num_adapters,), jnp.int32)
+    rank = rank.at[order].set(jnp.arange(num_adapters, dtype=jnp.int32))
+    return rank < problem.cache_slots
+
+
+def _greedy_members(problem: CacheProblem) -> Array:
+    num_adapters = problem.load_cost.shape[0]
+
+    def step(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        members, cover = carry
+        gains = marginal_gains(problem, cover) - problem.load_cost
+        allowed = ~members & (problem.resident | (gains > 0.0))
+        best = jnp.argmax(jnp.where(allowed, gains, -jnp.inf))
+        chosen = (jnp.arange(num_adapters) == best) & jnp.any(allowed)
+        added = jnp.max(jnp.where(chosen[None, :], problem.saving, 0.0), axis=1)
+        return members | chosen, jnp.maximum(cover, added)
+
+    nothing = jnp.zeros_like(problem.resident), jnp.zeros_like(problem.weight)
+    return jax.lax.fori_loop(0, problem.cache_slots, step, nothing)[0]
+
+
+def greedy(problem: CacheProblem) -> Array:
+    """Largest marginal gain less load cost, one adapter at a time.
+
+    Nemhauser, Wolsey and Fisher (1978): at least `1 - 1/e` of the best savings where
+    loads are free. Adapters outside the present set with no positive gain are skipped,
+    free slots keep present members, and the present set is returned where it is
+    better than the outcome.
+
+    Args:
+      problem: the cache problem.
+
+    Returns:
+      `[N]` bool set; ties to the lowest index.
+    """
+    members = _greedy_members(problem)
+    worse = objective(problem, members) < objective(problem, problem.resident)
+    return jnp.where(worse, problem.resident, members)
+
+
+def distorted_greedy(problem: CacheProblem) -> Array:
+    """Distorted greedy (Harshaw et al. 2019) for savings less load costs.
+
+    `K` steps, step `k` adds the argmax of `(1 - 1/K)^(K-k) gain_i - load_i` if that is
+    positive: `G(C) >= (1 - 1/e) savings(best) - loads(best)`.
+
+    Args:
+      problem: the cache problem.
+
+    Returns:
+      `[N]` bool set; ties to the lowest index.
+    """
+    num_adapters = problem.load_cost.shape[0]
+    slots = jnp.maximum(problem.cache_slots, 1).astype(problem.weight.dtype)
+
+    def step(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        members, cover = carry
+        left = problem.cache_slots - k - 1
+        # 0^0 is 1: the last step of K = 1 is not distorted.
+        discount = jnp.power(1.0 - 1.0 / slots, left.astype(slots.dtype))
+        discount = jnp.where(left == 0, jnp.ones_like(discount), discount)
+        gains = discount * marginal_gains(problem, cover) - problem.load_cost
+        gains = jnp.where(members, -jnp.inf, gains)
+        chosen = (jnp.arange(num_adapters) == jnp.argmax(gains)) & (jnp.max(gains) > 0.0)
+        added = jnp.max(jnp.where(chosen[None, :], problem.saving, 0.0), axis=1)
+        return members | chosen, jnp.maximum(cover, added)
+
+    nothing = jnp.zeros_like(problem.resident), jnp.zeros_like(problem.weight)
+    return jax.lax.fori_loop(0, problem.cache_slots, step, nothing)[0]
+
+
+def _swap_values(problem: CacheProblem, members: Array) -> Array:
+    """`[N, N]` objective after removing the row's adapter and adding the column's."""
+    loads = jnp.sum(jnp.where(members, problem.load_cost, 0.0))
+    adapters = jnp.arange(members.shape[0])
+
+    def without(out: Array) -> Array:
+        cover = covered(problem, members & (adapters != out))
+        kept = jnp.dot(cover, problem.weight, precision=HIGHEST)
+        paid = loads - problem.load_cost[out] + problem.load_cost
+        return kept + marginal_gains(problem, cover) - paid
+
+    values = jax.lax.map(without, adapters)
+    valid = members[:, None] & ~members[None, :]
+    return jnp.where(valid, values, -jnp.inf)
+
+
+def _improve(problem: CacheProblem, start: Array) -> Array:
+    """Best swaps from `start` until none improves the objective."""
+    num_adapters = start.shape[0]
+    adapters = jnp.arange(num_adapters)
+
+    def step(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        members, _ = carry
+        values = _swap_values(problem, members).reshape(-1)
+        best = jnp.argmax(values)
+        out, incoming = best // num_adapters, best % num_adapters
+        now = objective(problem, members)
+        better = jnp.max(values) > now + tie_tolerance(problem, now)
+        swapped = (members & (adapters != out)) | (adapters == incoming)
+        return jnp.where(better, swapped, members), better
+
+    going = jnp.ones((), bool)
+    return jax.lax.while_loop(lambda carry: carry[1], step, (start, going))[0]
+
+
+def local_search(problem: CacheProblem) -> Array:
+    """Best swaps until none improves, from the greedy set and from the present one.
+
+    A swap must grow `G` by more than `1e-6 |G|`.
+
+    Args:
+      problem: the cache problem.
+
+    Returns:
+      `[N]` bool set, at least as good as both starts; the greedy start wins ties.
+    """
+    starts = jnp.stack([_greedy_members(problem), problem.resident])
+    ends = jax.lax.map(functools.partial(_improve, problem), starts)
+    stays = objective(problem, ends[1]) > objective(problem, ends[0])
+    return jnp.where(stays, ends[1], ends[0])
+
+
+def subset_table(num_adapters: int, cache_slots: int, *, smaller: bool) -> np.ndarray:
+    """Subsets as rows of indices, largest first, then in lexicographic order.
+
+    Args:
+      num_adapters: `N`.
+      cache_slots: `K`, in `[0, N]`.
+      smaller: include the subsets with fewer than `K` members.
+
+    Returns:
+      `[S, max(K, 1)]` int32; short rows are filled with `N`, which stands for no adapter.
+    """
+    sizes = range(cache_slots, -1, -1) if smaller else (cache_slots,)
+    width = max(cache_slots, 1)
+    rows = [
+        list(subset) + [num_adapters] * (width - size)
+        for size in sizes
+        for subset in itertools.combinations(range(num_adapters), size)
+    ]
+    return np.asarray(rows, np.int32).reshape(-1, width)
+
+
+def num_subsets(num_adapters: int, cache_slots: int) -> int:
+    """Number of sets with exactly `cache_slots` of `num_adapters` adapters."""
+    return math.comb(num_adapters, cache_slots)
+
+
+def subset_savings(problem: CacheProblem, table: np.ndarray) -> Array:
+    """`[S]` savings of every subset in `table` `[S, K]`, over the problem's contexts."""
+    num_contexts, num_adapters = problem.saving.shape
+    short = -num_contexts % EXACT_CHUNK
+    padded = jnp.pad(problem.saving, ((0, short), (0, 1)))
+    weight = jnp.pad(problem.weight, (0, short))
+
+    def chunk(inputs: tuple[Array, Array]) -> Array:
+        saving, weights = inputs
+        rows = saving.T  # contiguous in contexts, so that each gather copies a row
+        best = rows[table[:, 0]]
+        for column in range(1, table.shape[1]):
+            best = jnp.maximum(best, rows[table[:, column]])
+        return jnp.dot(best, weights, precision=HIGHEST)
+
+    chunks = padded.reshape(-1, EXACT_CHUNK, num_adapters + 1), weight.reshape(-1, EXACT_CHUNK)
+    return jnp.sum(jax.lax.map(chunk, chunks), axis=0)
+
+
+def exact(problem: CacheProblem, *, cache_slots: int, smaller: bool = False) -> Array:
+    """The best set among all subsets.
+
+    Among sets within `1e-6 |G|` of the best: the fewest loads, then the most members,
+    then the lexicographically first.
+
+    Args:
+      problem: the cache problem; its own `cache_slots` is not read.
+      cache_slots: `K`, static.
+      smaller: also try sets of fewer than `K` members. They can only win where loads
+        cost something and the present set is not full.
+
+    Returns:
+      `[N]` bool set.
+    """
+    num_adapters = problem.load_cost.shape[0]
+    table = subset_table(num_adapters, cache_slots, smaller=smaller)
+    membership = np.zeros((table.shape[0], num_adapters + 1), bool)
+    np.put_along_axis(membership, table, True, axis=1)
+    membership = jnp.asarray(membership[:, :num_adapters])
+    costs = jnp.where(membership, problem.load_cost[None, :], 0.0)
+    values = subset_savings(problem, table) - jnp.sum(costs, axis=1)
+    loads = jnp.sum(membership & ~problem.resident[None, :], axis=1)
+    best = jnp.max(values)
+    tied = values >= best - tie_tolerance(problem, best)
+    fewest = jnp.min(jnp.where(tied, loads, num_adapters + 1))
+    return membership[jnp.argmax(tied & (loads == fewest))]

@@ -1,0 +1,359 @@
+"""Synthetic request streams: clustered, isotropic, sticky, drifting, rotating, bernoulli.
+
+Every stream is a pure function of `(key, block)`; see `docs/model.md`, "Environments".
+Numbers are drawn per index (`fold_in`), one adapter, feature or cluster at a time, so
+that padding an axis changes none of them, and always in float32, because JAX draws
+other numbers in float64.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from polar_jax import checks
+from polar_jax.linalg import HIGHEST
+from polar_jax.types import Environment, Rounds
+
+# Rounds that are drawn together. Part of the definition of every stream.
+BLOCK = 256
+# Slots of the uniform reservoir that a controller may plan from.
+RESERVOIR_SLOTS = 512
+# The last jump of a sticky stream is looked for within two blocks.
+MAX_STAY = 0.9
+
+_SLOPE, _TABLE_SD = 0.4, 0.15  # bernoulli: weight of the linear part, sd of the table
+
+
+class EnvironmentParams(flax.struct.PyTreeNode):
+    """Traced constants of the synthetic streams; each reads those it needs."""
+
+    noise: Array  # [], standard deviation of the reward noise
+    zipf: Array  # [], exponent of the clusters' popularity
+    spread: Array  # [], sd per coordinate of contexts around their centre
+    theta_spread: Array  # [], sd per coordinate of thetas around their centre
+    stay: Array  # [], probability that the next request keeps its cluster
+    segment_rounds: Array  # [] int32, rounds between two popularity orders
+    period: Array  # [] int32, rounds before a rotating stream advances
+
+
+class Instance(NamedTuple):
+    """What is fixed for a seed: `N` adapters, `G` clusters, `d` features, `S` segments."""
+
+    centres: Array  # [G, d] float32, on the unit sphere
+    theta: Array  # [N, d] float32, on the unit sphere
+    table: Array  # [G, N] float32, deviation from linearity (bernoulli)
+    popularity: Array  # [S, G] float32, cumulative probabilities of the clusters
+
+
+class _Shape(NamedTuple):
+    num_clusters: int
+    num_segments: int
+
+
+class _Streams(NamedTuple):
+    """Named sub-streams of a key. The order is part of every stream's definition."""
+
+    centres: Array
+    theta: Array
+    assignment: Array
+    table: Array
+    order: Array
+    context: Array
+    cluster: Array
+    jump: Array
+    noise: Array
+    latency: Array
+    reservoir: Array
+    policy: Array
+
+
+def _streams(key: Array) -> _Streams:
+    return _Streams(*(jax.random.fold_in(key, i) for i in range(len(_Streams._fields))))
+
+
+def _keys(key: Array, count: int) -> Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+
+
+def _grid_normal(key: Array, rows: int, columns: int) -> Array:
+    """`[rows, columns]` normals, each from its own key."""
+    keys = jax.vmap(_keys, (0, None))(_keys(key, rows), columns)
+    return jax.vmap(jax.vmap(lambda one: jax.random.normal(one, (), jnp.float32)))(keys)
+
+
+def _indexed_uniform(key: Array, count: int) -> Array:
+    return jax.vmap(lambda one: jax.random.uniform(one, (), jnp.float32))(_keys(key, count))
+
+
+def _normalise(vectors: Array) -> Array:
+    squared = jnp.einsum("...d,...d->...", vectors, vectors, precision=HIGHEST)
+    return vectors * jax.lax.rsqrt(squared)[..., None]
+
+
+def _popularity(key: Array, zipf: Array, shape: _Shape) -> Array:
+    """`[S, G]` cumulative popularity; segment 0 is in order, later ones re-permuted."""
+    num_clusters = shape.num_clusters
+    ranks = jnp.arange(1, num_clusters + 1, dtype=jnp.float32)
+    weights = ranks ** (-zipf)
+
+    def segment(number: Array) -> Array:
+        draws = _indexed_uniform(jax.random.fold_in(key, number), num_clusters)
+        shuffled = jnp.argsort(draws)
+        order = jnp.where(number == 0, jnp.arange(num_clusters), shuffled)
+        return jnp.cumsum(weights[order]) / jnp.sum(weights)
+
+    return jax.vmap(segment)(jnp.arange(shape.num_segments))
+
+
+def _clustered_instance(
+    key: Array, params: EnvironmentParams, *, num_adapters: int, context_dim: int, shape: _Shape
+) -> Instance:
+    streams = _streams(key)
+    centres = _normalise(_grid_normal(streams.centres, shape.num_clusters, context_dim))
+    # Cluster i mod G for each adapter, shuffled: ranks of independent uniforms.
+    draws = _indexed_uniform(streams.assignment, num_adapters)
+    cluster = jnp.argsort(jnp.argsort(draws)) % shape.num_clusters
+    scatter = _grid_normal(streams.theta, num_adapters, context_dim)
+    return Instance(
+        centres=centres,
+        theta=_normalise(centres[cluster] + params.theta_spread * scatter),
+        table=_TABLE_SD * _grid_normal(streams.table, num_adapters, shape.num_clusters).T,
+        popularity=_popularity(streams.order, params.zipf, shape),
+    )
+
+
+def _isotropic_instance(
+    key: Array, params: EnvironmentParams, *, num_adapters: int, context_dim: int, shape: _Shape
+) -> Instance:
+    instance = _clustered_instance(
+        key, params, num_adapters=num_adapters, context_dim=context_dim, shape=shape
+    )
+    theta = _grid_normal(_streams(key).theta, num_adapters, context_dim)
+    return instance._replace(theta=_normalise(theta))
+
+
+def _block_uniform(key: Array, block: Array) -> Array:
+    return jax.random.uniform(jax.random.fold_in(key, block), (BLOCK,), jnp.float32)
+
+
+def _cluster_at(uniform: Array, cumulative: Array) -> Array:
+    """Cluster of a uniform under cumulative probabilities `[..., G]`."""
+    beyond = uniform[..., None] >= cumulative[..., :-1]
+    return jnp.sum(beyond, axis=-1, dtype=jnp.int32)
+
+
+def _block_rounds(block: Array) -> Array:
+    return block * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
+
+
+def _independent_clusters(
+    streams: _Streams, params: EnvironmentParams, instance: Instance, block: Array
+) -> Array:
+    del params
+    draws = _block_uniform(streams.cluster, block)
+    return _cluster_at(draws, instance.popularity[:1])
+
+
+def _jumps(
+    streams: _Streams, params: EnvironmentParams, instance: Instance, block: Array
+) -> tuple[Array, Array]:
+    """Which rounds of a block jump, and the cluster that each would jump to."""
+    rounds = _block_rounds(block)
+    jump = (_block_uniform(streams.jump, block) >= params.stay) | (rounds == 0)
+    segment = jnp.clip(rounds // params.segment_rounds, 0, instance.popularity.shape[0] - 1)
+    target = _cluster_at(_block_uniform(streams.cluster, block), instance.popularity[segment])
+    return jump, target
+
+
+def _sticky_clusters(
+    streams: _Streams, params: EnvironmentParams, instance: Instance, block: Array
+) -> Array:
+    """The cluster of the last jump within this block and the one before."""
+    # Block 0 has no predecessor; round 0 always jumps, so what is drawn for it is unread.
+    before = _jumps(streams, params, instance, jnp.maximum(block - 1, 0))
+    jump, target = (
+        jnp.concatenate(pair)
+        for pair in zip(before, _jumps(streams, params, instance, block), strict=True)
+    )
+    positions = jnp.where(jump, jnp.arange(2 * BLOCK, dtype=jnp.int32), 0)
+    last = jax.lax.cummax(positions)[BLOCK:]
+    return target[last]
+
+
+def _rotating_clusters(
+    streams: _Streams, params: EnvironmentParams, instance: Instance, block: Array
+) -> Array:
+    num_clusters = instance.centres.shape[0]
+    pairs = max(1, num_clusters // 2)
+    first = 2 * ((_block_rounds(block) // params.period) % pairs)
+    second = _block_uniform(streams.cluster, block) >= 0.5
+    return jnp.minimum(first + second.astype(jnp.int32), num_clusters - 1)
+
+
+def _no_clusters(
+    streams: _Streams, params: EnvironmentParams, instance: Instance, block: Array
+) -> Array:
+    del streams, params, instance, block
+    return jnp.zeros((BLOCK,), jnp.int32)
+
+
+def _noise(streams: _Streams, block: Array) -> Array:
+    key = jax.random.fold_in(streams.noise, block)
+    return jax.random.normal(key, (BLOCK,), jnp.float32)
+
+
+def _reservoir_slots(streams: _Streams, block: Array) -> Array:
+    """Slot of each round in a uniform sample of all rounds so far, -1 for none."""
+    rounds = _block_rounds(block)
+    key = jax.random.fold_in(streams.reservoir, block)
+    drawn = jax.random.randint(key, (BLOCK,), 0, rounds + 1, jnp.int32)
+    slot = jnp.where(rounds < RESERVOIR_SLOTS, rounds, drawn)
+    return jnp.where(slot < RESERVOIR_SLOTS, slot, -1)
+
+
+class _Kind(NamedTuple):
+    """How one kind of stream differs from the others."""
+
+    clusters: Callable[..., Array]  # cluster of each round of a block
+    isotropic: bool = False  # contexts and thetas have no centres
+    binary: bool = False  # rewards are 0 or 1
+    independent: bool = True  # contexts are independent draws
+
+
+_KINDS = {
+    "clustered": _Kind(_independent_clusters),
+    "isotropic": _Kind(_no_clusters, isotropic=True),
+    "sticky": _Kind(_sticky_clusters, independent=False),
+    "drifting": _Kind(_sticky_clusters, independent=False),
+    "rotating": _Kind(_rotating_clusters, independent=False),
+    "bernoulli": _Kind(_independent_clusters, binary=True),
+}
+NAMES = tuple(_KINDS)
+DRIFTING_SEGMENTS = 32
+
+
+def _rounds(
+    key: Array,
+    params: EnvironmentParams,
+    instance: Instance,
+    block: Array,
+    *,
+    kind: _Kind,
+) -> Rounds:
+    """The `BLOCK` rounds of one block."""
+    streams = _streams(key)
+    cluster = kind.clusters(streams, params, instance, block)
+    context_key = jax.random.fold_in(streams.context, block)
+    # One key per feature and the block's rounds from it: padding features changes none.
+    features = _keys(context_key, instance.theta.shape[1])
+    scatter = jax.vmap(lambda one: jax.random.normal(one, (BLOCK,), jnp.float32))(features).T
+    centre = 0.0 if kind.isotropic else instance.centres[cluster]
+    spread = 1.0 if kind.isotropic else params.spread
+    context = _normalise(centre + spread * scatter)
+    utility = jnp.einsum("td,nd->tn", context, instance.theta, precision=HIGHEST)
+    if kind.binary:
+        utility = jnp.clip(0.5 + _SLOPE * utility + instance.table[cluster], 0.0, 1.0)
+        noise = _block_uniform(streams.noise, block)
+    else:
+        noise = params.noise * _noise(streams, block)
+    return Rounds(
+        context=context,
+        utility=utility,
+        noise=noise,
+        latency_uniform=_block_uniform(streams.latency, block),
+        reservoir_slot=_reservoir_slots(streams, block),
+        policy_bits=jax.random.bits(
+            jax.random.fold_in(streams.policy, block), (BLOCK, 2), jnp.uint32
+        ),
+    )
+
+
+@functools.cache
+def environment(
+    name: str, *, num_clusters: int = 6, num_segments: int | None = None
+) -> Environment:
+    """A named request stream.
+
+    Args:
+      name: one of `NAMES`.
+      num_clusters: `G`, at least 1.
+      num_segments: popularity orders of a sticky stream (default 4) or a drifting one
+        (default 32); the others have one.
+
+    Returns:
+      The environment; equal arguments give the same object.
+
+    Raises:
+      ValueError: for an unknown name, or counts below 1.
+    """
+    checks.one_of("environment", name, NAMES)
+    checks.at_least("num_clusters", num_clusters, 1)
+    segments = {"sticky": num_segments or 4, "drifting": num_segments or DRIFTING_SEGMENTS}
+    shape = _Shape(num_clusters, segments.get(name, 1))
+    checks.at_least("num_segments", shape.num_segments, 1)
+    kind = _KINDS[name]
+    instance = _isotropic_instance if kind.isotropic else _clustered_instance
+    return Environment(
+        name=name,
+        instance=functools.partial(instance, shape=shape),
+        rounds=functools.partial(_rounds, kind=kind),
+        binary_reward=kind.binary,
+        independent=kind.independent,
+        num_clusters=num_clusters,
+        num_segments=shape.num_segments,
+    )
+
+
+def environment_params(
+    env: Environment,
+    *,
+    horizon: int,
+    noise: float = 0.1,
+    zipf: float = 1.2,
+    spread: float = 0.25,
+    theta_spread: float = 0.35,
+    stay: float = 0.73,
+    period: int = 2_000,
+) -> EnvironmentParams:
+    """Constants of a stream, checked, as arrays.
+
+    Args:
+      env: the environment that will read them.
+      horizon: `T`; a sticky stream changes its popularity every `T / segments` rounds.
+      noise: standard deviation of the reward noise, units of utility, at least 0.
+      zipf: exponent of the clusters' popularity, at least 0.
+      spread: sd per coordinate of contexts around their cluster's centre, at least 0.
+      theta_spread: sd per coordinate of thetas around their cluster's centre, at least 0.
+      stay: probability that the next request keeps its cluster, in `[0, 0.9]`.
+      period: rounds before a rotating stream advances, at least 1.
+
+    Returns:
+      The parameters.
+
+    Raises:
+      ValueError: for a value outside its range.
+    """
+    checks.at_least("horizon", horizon, 1)
+    for label, value in (
+        ("noise", noise),
+        ("zipf", zipf),
+        ("spread", spread),
+        ("theta_spread", theta_spread),
+    ):
+        checks.finite_at_least(label, value, 0.0)
+    checks.between("stay", stay, 0.0, MAX_STAY)
+    checks.at_least("period", period, 1)
+    return EnvironmentParams(
+        noise=jnp.float32(noise),
+        zipf=jnp.float32(zipf),
+        spread=jnp.float32(spread),
+        theta_spread=jnp.float32(theta_spread),
+        stay=jnp.float32(stay),
+        segment_rounds=jnp.int32(-(-horizon // env.num_segments)),
+        period=jnp.int32(period),
+    )

@@ -1,0 +1,342 @@
+"""Paging tables from CSV, JSON and Parquet files, with a forgiving rule for columns.
+
+**Columns.** One column names the adapter, one gives milliseconds; `bytes` and `tier` are
+optional; others are ignored. Accepted names are in `COLUMNS`; case, spaces, underscores
+and hyphens do not matter (`Load MS` is `load_ms`). Two columns for one role are an error.
+
+**Rows.** One or many per adapter, in any order; adapters keep the order in which they
+first appear. Many rows are samples: their mean is the adapter's time, and page-ins draw
+from them. Where no adapter has more than one measurement the table has means only.
+
+**Tiers.** Where adapters have rows of one tier each (or there is no such column), they are
+as above. Where an adapter has rows of several tiers, a page-in passes through all of them:
+its time is the sum over tiers of the tier's mean, and no samples are kept, as nothing says
+which loads belong together. Every adapter must then have every tier (0 ms will do).
+
+**Formats.** CSV: UTF-8, a header line, separated by commas, semicolons or tabs, decimal
+points. JSON: a list of objects; or an object of columns, which are lists; or an object
+`{adapter: ms or [ms, ...]}`. Parquet: numbers and text in plain columns. In JSON and
+Parquet one row may hold a list of milliseconds.
+"""
+
+import csv
+import decimal
+import errno
+import io
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from polar_jax import paging
+
+COLUMNS = {
+    "adapter": ("adapter", "adapter_name", "name", "lora"),
+    "ms": ("ms", "load_ms", "latency_ms", "time_ms"),
+    "bytes": ("bytes", "size_bytes"),
+    "tier": ("tier",),
+}
+
+
+class _Raw(NamedTuple):
+    """A file's cells before the column rule."""
+
+    columns: Sequence[str]
+    rows: Iterator[tuple[str, Sequence[Any]]]  # (how messages name the row, its cells)
+    text_numbers: bool = False  # True where every cell is text, as in CSV
+
+
+class _Adapter(NamedTuple):
+    """The rows of one adapter."""
+
+    tiers: dict[str, list[float]]
+    sizes: set[int]
+
+
+def read_paging_table(path: str | os.PathLike[str]) -> paging.PagingTable:
+    """Reads measured paging latencies; the module's docstring has the rules.
+
+    Args:
+      path: a `.csv`, `.json` or `.parquet` file.
+
+    Returns:
+      The table of all adapters in the file.
+
+    Raises:
+      ValueError: for anything in the file that cannot be used, in one line that names the
+        file, the row, the value received and what is allowed.
+      OSError: for a file that is missing or cannot be read.
+    """
+    file = pathlib.Path(path)
+    parse = _checked_parser(file)
+    data = file.read_bytes()
+    try:
+        if not data.strip():
+            raise ValueError("the file is empty; a paging table has one or more adapters.")
+        return _to_table(_collect(parse(data)))
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r}: {error}") from error
+
+
+def _checked_parser(file: pathlib.Path) -> Callable[[bytes], _Raw]:
+    """Picks the parser by suffix, once the file is seen to be there."""
+    file.stat()
+    if file.is_dir():
+        message = "A paging table must be a file, got a directory"
+        raise IsADirectoryError(errno.EISDIR, message, str(file))
+    parsers = {".csv": _parse_csv, ".json": _parse_json, ".parquet": _parse_parquet}
+    suffix = file.suffix.lower()
+    if suffix not in parsers:
+        allowed = ", ".join(parsers)
+        raise ValueError(f"{str(file)!r}: suffix must be one of {allowed}, got {suffix!r}.")
+    return parsers[suffix]
+
+
+def _decode(data: bytes) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"must be UTF-8 text, got byte 0x{data[error.start]:02x} at offset {error.start}."
+        ) from None
+    if "\0" in text:
+        raise ValueError("must be UTF-8 text, got a NUL character (binary data or UTF-16?).")
+    return text
+
+
+def _parse_csv(data: bytes) -> _Raw:
+    text = _decode(data)
+    header = next(iter(text.lstrip().splitlines()), "")
+    delimiter = max(",;\t", key=header.count)
+    # Strict, as otherwise a quote that is never closed swallows the rest of the file.
+    rows = _csv_rows(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    _, columns = next(rows, ("", ()))
+    return _Raw(columns, _of_width(rows, len(columns)), text_numbers=True)
+
+
+def _csv_rows(reader: Any) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yields the rows that are not blank, labelled with their line."""
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"line {reader.line_num}: not valid CSV: {error}.") from None
+        if cells is None:
+            return
+        if any(cell.strip() for cell in cells):
+            yield f"line {reader.line_num}", cells
+
+
+def _of_width(
+    rows: Iterator[tuple[str, Sequence[str]]], width: int
+) -> Iterator[tuple[str, Sequence[str]]]:
+    for label, cells in rows:
+        if len(cells) != width:
+            raise ValueError(
+                f"{label}: must have {width} cells like the header, got {len(cells)}: "
+                f"{paging.show(list(cells))}."
+            )
+        yield label, cells
+
+
+def _parse_json(data: bytes) -> _Raw:
+    try:
+        content = json.loads(_decode(data), object_pairs_hook=_distinct_keys)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"line {error.lineno}: not valid JSON, cut short or malformed: {error.msg} at "
+            f"column {error.colno}."
+        ) from None
+    except RecursionError:
+        raise ValueError("not a paging table: JSON nested too deeply.") from None
+    if isinstance(content, list) and all(isinstance(row, dict) for row in content):
+        # A dict keeps the first appearance of each key in order; a set would not.
+        columns = list(dict.fromkeys(key for row in content for key in row))
+        return _Raw(columns, _numbered([row.get(key) for key in columns] for row in content))
+    if not isinstance(content, dict):
+        raise ValueError(
+            "must be a list of objects, an object of columns or an object "
+            f"{{adapter: ms}}, got {paging.show(content)}."
+        )
+    known = [role for key in content if (role := _role(key))]
+    if "adapter" in known and "ms" in known:
+        return _columns_of_object(content)
+    rows = ((f"key {paging.show(key)}", (key, ms)) for key, ms in content.items())
+    return _Raw(("adapter", "ms"), rows)
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Builds an object; the json module would silently keep the last of equal keys."""
+    keys: set[str] = set()
+    for key, _ in pairs:
+        if key.strip() in keys:
+            raise ValueError(f"keys of an object must be distinct, got {paging.show(key)} twice.")
+        keys.add(key.strip())
+    return dict(pairs)
+
+
+def _columns_of_object(content: dict[str, Any]) -> _Raw:
+    columns = {key: cells for key, cells in content.items() if _role(key)}
+    for key, cells in columns.items():
+        if not isinstance(cells, list):
+            raise ValueError(f"column {paging.show(key)} must be a list, got {paging.show(cells)}.")
+    lengths = {key: len(cells) for key, cells in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"columns must be equally long, got lengths {paging.show(lengths)}.")
+    return _Raw(list(columns), _numbered(zip(*columns.values(), strict=True)))
+
+
+def _parse_parquet(data: bytes) -> _Raw:
+    import pyarrow  # Slow to load, and only this format needs it.
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(
+            pyarrow.BufferReader(data), page_checksum_verification=True
+        )
+        names = file.schema_arrow.names
+        roles = _find_columns(names)
+        wanted = list(roles.values())
+        table = file.read(columns=[names[index] for index in wanted])
+        cells = [table.column(names[index]).to_pylist() for index in wanted]
+    except (pyarrow.ArrowException, OSError, MemoryError, KeyError, UnicodeDecodeError) as error:
+        # Arrow reports damage of different kinds as different exceptions, OSError among them.
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"not valid Parquet, cut short or damaged: {reason}") from None
+    return _Raw(list(roles), _numbered(zip(*cells, strict=True)))
+
+
+def _numbered(rows: Any) -> Iterator[tuple[str, Sequence[Any]]]:
+    return ((f"row {number}", cells) for number, cells in enumerate(rows, start=1))
+
+
+def _role(column: str) -> str | None:
+    """Returns what a column holds by the documented names, None for an unknown name."""
+    bare = _bare(column)
+    for role, names in COLUMNS.items():
+        if bare in map(_bare, names):
+            return role
+    return None
+
+
+def _bare(column: str) -> str:
+    return "".join(column.casefold().split()).replace("_", "").replace("-", "")
+
+
+def _find_columns(columns: Sequence[str]) -> dict[str, int]:
+    """Returns the index of the column for each role that the file has."""
+    found: dict[str, int] = {}
+    for index, column in enumerate(columns):
+        role = _role(column)
+        if role is None:
+            continue
+        if role in found:
+            raise ValueError(
+                f"must have one column for {role}, got {paging.show(columns[found[role]])} and "
+                f"{paging.show(column)}; names read as {role} are {', '.join(COLUMNS[role])}."
+            )
+        found[role] = index
+    for role in ("adapter", "ms"):
+        if role not in found:
+            raise ValueError(
+                f"must have a column for {role}, named one of {', '.join(COLUMNS[role])}; found "
+                f"columns {paging.show(list(columns))}."
+            )
+    return found
+
+
+def _collect(raw: _Raw) -> dict[str, _Adapter]:
+    """Gathers rows by adapter, in order of first appearance."""
+    if not raw.columns:
+        raise ValueError("holds no adapters; a paging table has one or more.")
+    roles = _find_columns(raw.columns)
+    adapters: dict[str, _Adapter] = {}
+    for label, cells in raw.rows:
+        name = _text(cells[roles["adapter"]], f"{label}: adapter")
+        tier = "unspecified"
+        if "tier" in roles:
+            tier = _text(cells[roles["tier"]], f"{label}: tier").casefold()
+        adapter = adapters.setdefault(name, _Adapter({}, set()))
+        times = _milliseconds(cells[roles["ms"]], f"{label}: ms", raw.text_numbers)
+        adapter.tiers.setdefault(tier, []).extend(times)
+        if "bytes" in roles:
+            cell = cells[roles["bytes"]]
+            adapter.sizes.add(_size(cell, f"{label}: bytes", raw.text_numbers))
+            if len(adapter.sizes) > 1:
+                raise ValueError(
+                    f"{label}: adapter {paging.show(name)} must have one size, got "
+                    f"{sorted(adapter.sizes)} bytes."
+                )
+    if not adapters:
+        raise ValueError("holds no adapters, at most column names; one or more rows are needed.")
+    return adapters
+
+
+def _to_table(adapters: dict[str, _Adapter]) -> paging.PagingTable:
+    names = list(adapters)
+    tiers = list(dict.fromkeys(tier for rows in adapters.values() for tier in rows.tiers))
+    sizes = [size for rows in adapters.values() for size in rows.sizes]
+    mean_ms = samples_ms = None
+    if all(len(rows.tiers) == 1 for rows in adapters.values()):
+        samples_ms = [next(iter(rows.tiers.values())) for rows in adapters.values()]
+        if all(len(times) == 1 for times in samples_ms):
+            mean_ms, samples_ms = [times[0] for times in samples_ms], None
+        tier = ",".join(tiers)
+    else:
+        for name, rows in adapters.items():
+            # A missing tier would pass for a free one and make the adapter look cheap.
+            if missing := [tier for tier in tiers if tier not in rows.tiers]:
+                raise ValueError(
+                    f"adapter {paging.show(name)} must have rows of every tier "
+                    f"({', '.join(tiers)}), got none of {', '.join(missing)}; ms may be 0."
+                )
+        mean_ms = [
+            sum(sum(times) / len(times) for times in rows.tiers.values())
+            for rows in adapters.values()
+        ]
+        tier = "+".join(tiers)
+    return paging.make_table(
+        names, mean_ms=mean_ms, samples_ms=samples_ms, size_bytes=sizes or None, tier=tier
+    )
+
+
+def _text(value: object, what: str) -> str:
+    """Accepts text, and whole numbers, which some tools make of names like `7`."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    return paging.check_name(value, what)
+
+
+def _milliseconds(value: object, what: str, text_numbers: bool) -> list[float]:
+    """Reads one latency, or a list of one or more."""
+    if not isinstance(value, list):
+        return [paging.check_ms(_number(value, what, text_numbers), what)]
+    if not value:
+        raise ValueError(f"{what} must be a number or a list of one or more, got [].")
+    return [paging.check_ms(_number(item, what, text_numbers), what) for item in value]
+
+
+def _size(value: object, what: str, text_numbers: bool) -> int:
+    size = _number(value, what, text_numbers)
+    if not 1 <= size <= paging.MAX_BYTES or size != int(size):
+        raise ValueError(
+            f"{what} must be a whole number in [1, {paging.MAX_BYTES}] in every row, got {size:g}."
+        )
+    return int(size)
+
+
+def _number(value: object, what: str, text_numbers: bool) -> float:
+    """Converts a cell; text counts as a number only where a file has nothing but text."""
+    number = None
+    if isinstance(value, int | float | decimal.Decimal) and not isinstance(value, bool):
+        number = value
+    # Python would read 1_5 as 15.
+    elif text_numbers and isinstance(value, str) and "_" not in value:
+        number = value.strip()
+    try:
+        if number is not None:
+            return float(number)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"{what} must be a number with a decimal point, got {paging.show(value)}.")

@@ -1,0 +1,95 @@
+"""Regret in its parts, loss to full memory, hits, latencies; sums over curve intervals.
+
+Everything is computed from expected utilities, never from noisy rewards, for a whole
+chunk at once. Sums over one chunk are short enough for float32; the host adds chunks
+in float64. Definitions: `docs/model.md`, "Benchmarks".
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from polar_jax import cache_value, paging
+from polar_jax.linalg import HIGHEST
+from polar_jax.types import Decisions, LaneInputs, Rounds
+
+# Columns of `round_parts`, in order.
+PARTS = (
+    "regret",
+    "regret_routing",
+    "regret_forced",
+    "regret_caching",
+    "regret_switching",
+    "loss_to_full",
+    "net_utility",
+    "page_ins",
+    "paging_ms",
+    "switching_ms",
+    "loads",
+)
+
+
+def round_parts(
+    rounds: Rounds, decisions: Decisions, inputs: LaneInputs, oracle_set: Array
+) -> Array:
+    """What each round contributed to every figure.
+
+    Args:
+      rounds: `n` rounds.
+      decisions: what the lane did in them.
+      inputs: the lane's costs and latencies.
+      oracle_set: `[N]` bool, the static oracle `C*`.
+
+    Returns:
+      `[n, len(PARTS)]`. The regret is `routing + caching + switching` up to rounding.
+    """
+    cost, utility = inputs.paging_cost, rounds.utility
+    adapters = jnp.arange(cost.shape[0], dtype=jnp.int32)
+    used = adapters[None, :] == decisions.adapter[:, None]
+    served = jnp.where(decisions.resident, utility, utility - cost[None, :])
+    gained = jnp.sum(jnp.where(used, served, 0.0), axis=1)
+    missed = ~jnp.any(used & decisions.resident, axis=1)
+    with_oracle = cache_value.set_value(utility, cost, oracle_set)
+    with_set = jnp.max(served, axis=1)
+    routing = with_set - gained
+    net = gained - decisions.switch_cost
+    if inputs.samples_ms.shape[1] == 0:
+        latency = jnp.sum(jnp.where(used, inputs.paging_ms[None, :], 0.0), axis=1)
+    else:
+        draw = jax.vmap(paging.draw_ms, (None, None, 0, 0))
+        drawn = draw(
+            inputs.samples_ms, inputs.sample_count, decisions.adapter, rounds.latency_uniform
+        )
+        latency = drawn.astype(utility.dtype)
+    columns = {
+        "regret": with_oracle - net,
+        "regret_routing": routing,
+        "regret_forced": jnp.where(decisions.forced, routing, 0.0),
+        "regret_caching": with_oracle - with_set,
+        "regret_switching": decisions.switch_cost,
+        "loss_to_full": jnp.max(utility, axis=1) - net,
+        "net_utility": net,
+        "page_ins": missed.astype(utility.dtype),
+        "paging_ms": jnp.where(missed, latency, 0.0),
+        "switching_ms": decisions.switch_ms,
+        "loads": decisions.loads.astype(utility.dtype),
+    }
+    return jnp.stack([columns[name] for name in PARTS], axis=1)
+
+
+def interval_sums(parts: Array, interval: Array, *, num_intervals: int) -> Array:
+    """Sums of `parts` over the intervals between curve marks.
+
+    Args:
+      parts: `[n, F]`.
+      interval: `[n]` int32 interval of each round; -1 leaves the round out.
+      num_intervals: how many intervals there are.
+
+    Returns:
+      `[num_intervals, F]`.
+    """
+    member = interval[None, :] == jnp.arange(num_intervals, dtype=jnp.int32)[:, None]
+    # Rounds past the horizon hold no decision; they are excluded before the product,
+    # where a zero weight would still let a NaN through.
+    valid = jnp.where((interval >= 0)[:, None], parts, 0.0)
+    return jnp.einsum("pn,nf->pf", member.astype(parts.dtype), valid, precision=HIGHEST)

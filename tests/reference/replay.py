@@ -1,0 +1,185 @@
+"""Judges an engine's own decisions: the reference's statistics, driven by its actions and sets.
+
+In float32 one flipped near-tie sends two correct runs apart for good. Here nothing runs apart:
+every decision is judged from the state that the engine's earlier decisions led to.
+"""
+
+import numpy as np
+
+from . import admission, epochs, lanes, ridge, routing, search
+from .admission import NO_VICTIM, AdmissionRule
+from .data import (
+    Bools,
+    Floats,
+    Ints,
+    ReferenceProblem,
+    ReferenceRounds,
+    ReferenceSettings,
+    Replay,
+)
+from .routing import Choice
+
+
+def near_tie(scores: Floats, tolerance: float) -> bool:
+    """Whether the two best of `scores` `[N]` are within `tolerance`."""
+    ranked = np.sort(scores[np.isfinite(scores)])
+    return len(ranked) > 1 and bool(ranked[-1] - ranked[-2] <= tolerance)
+
+
+def judge_choice(replay: Replay, choice: Choice, action: int, tolerance: float) -> None:
+    """Books how far `action` is from the best of the rule that applied, in place."""
+    if choice.scores is None:
+        gap = 0.0 if action == choice.action else np.inf
+    else:
+        gap = float(choice.scores[choice.action] - choice.scores[action])
+        replay.action_near_ties += near_tie(choice.scores, tolerance)
+    replay.worst_action_gap = max(replay.worst_action_gap, gap)
+
+
+def forced_reading(
+    policy: str,
+    estimates: ridge.Estimates,
+    quota: int,
+    settings: ReferenceSettings,
+    forced: bool,
+    tolerance: float,
+) -> tuple[Choice | None, bool]:
+    """The forcing rule's choice in a round that the engine did, or did not, force.
+
+    Args:
+      policy: name of the policy.
+      estimates: of the request, before its update.
+      quota: `n_m`.
+      settings: constants.
+      forced: what the engine says.
+      tolerance: how near its threshold the forcing condition may be judged either way.
+
+    Returns:
+      The forced choice (None where the engine did not force), and whether the engine's flag
+      follows the rule.
+    """
+    if policy in routing.RELEVANT_FORCING:
+        found = routing.relevant_forcing(
+            estimates.optimistic, estimates.pulls, quota, settings.margin
+        )
+        if not forced:
+            return None, found is None or found[1] < tolerance
+        return (None, False) if found is None else (found[0], found[1] >= -tolerance)
+    expected = routing.forced_choice(policy, estimates, quota, settings)
+    return (expected if forced else None), forced == (expected is not None)
+
+
+def judge_replan(replay: Replay, plan: epochs.Replan, planned: Bools, cache_slots: int) -> None:
+    """Books what the engine's new set `planned` `[N]` loses on the reference's, in place."""
+    terms = (
+        plan.utility,
+        plan.weight,
+        plan.paging_cost,
+        plan.switch_cost,
+        plan.resident_now,
+        plan.rounds,
+    )
+    best = search.objective(epochs.solve_replan(plan, cache_slots), *terms) / plan.rounds
+    got = search.objective(planned, *terms) / plan.rounds
+    replay.worst_replan_gap = max(replay.worst_replan_gap, (best - got) / max(1.0, abs(best)))
+    replay.set_mismatches += int(np.sum(planned) > cache_slots)
+
+
+def judge_admission(
+    replay: Replay,
+    rule: AdmissionRule,
+    t: int,
+    action: int,
+    sets: tuple[Bools, Bools],
+    tolerance: float,
+) -> None:
+    """Judges the change of the set after round `t`, and tells the rule what was evicted.
+
+    Args:
+      replay: the record, changed in place.
+      rule: the admission rule; it has observed the request.
+      t: the round.
+      action: the engine's choice.
+      sets: the engine's sets `[N]` before and after.
+      tolerance: for priorities.
+    """
+    before, after = sets
+    hit = bool(before[action])
+    out, into = np.flatnonzero(before & ~after), np.flatnonzero(after & ~before)
+    evicted = int(out[0]) if len(out) else NO_VICTIM
+    one_for_one = list(into) == [action] and len(out) == 1
+    unchanged = len(into) == 0 and len(out) == 0
+    explained = (one_for_one or unchanged) and rule.explains(action, before, evicted, tolerance)
+    replay.set_mismatches += not explained
+    rule.settle(t, action, hit, evicted)
+
+
+def judge_between_replans(replay: Replay, policy: str, before: Bools, after: Bools) -> None:
+    """Counts a set `[N]` that changed with no replan; experts may swap, so only in size."""
+    if policy in routing.EXPERT_POLICIES:
+        kept = np.sum(before) == np.sum(after)
+    else:
+        kept = np.array_equal(before, after)
+    replay.set_mismatches += int(not kept)
+
+
+def replay_lane(
+    policy: str,
+    rounds: ReferenceRounds,
+    problem: ReferenceProblem,
+    settings: ReferenceSettings,
+    *,
+    actions: Ints,
+    forced: Bools,
+    resident: Bools,
+    oracle_set: Bools | None = None,
+    tolerance: float = 1e-4,
+) -> Replay:
+    """Drives the reference with an engine's decisions and judges each of them.
+
+    The set after the last round is not judged: `resident` does not hold it. The sets of the
+    expert policies are only checked for their size.
+
+    Args:
+      policy: one of `routing.POLICIES`.
+      rounds: the stream.
+      problem: costs and slots.
+      settings: constants.
+      actions: `[T]` the engine's choices.
+      forced: `[T]` the engine's forcing flags.
+      resident: `[T, N]` the engine's sets while each request was served.
+      oracle_set: `[N]`, for `oracle_cache` and `oracle`.
+      tolerance: how far from the best a score may be, in units of utility.
+
+    Returns:
+      The worst gaps and the numbers of decisions that the rules do not explain.
+    """
+    horizon, context_dim = rounds.context.shape
+    model = ridge.new_model(len(problem.paging_cost), context_dim, settings.ridge)
+    ends = lanes.epoch_ends(policy, horizon, settings)
+    owed = lanes.round_quotas(policy, horizon, problem, settings)
+    rule = admission.new_rule(policy, problem, settings, tolerance)
+    start = lanes.first_set(policy, problem, oracle_set)
+    replay = Replay(0.0, 0.0, 0, 0, int(not np.array_equal(start, resident[0])))
+    for t in range(horizon):
+        action, now = int(actions[t]), resident[t]
+        after = resident[t + 1] if t + 1 < horizon else None
+        estimates = ridge.estimate(model, rounds.context[t], settings)
+        choice, flag_follows = forced_reading(
+            policy, estimates, owed[t], settings, bool(forced[t]), tolerance
+        )
+        replay.wrong_forced += not flag_follows
+        if choice is None:
+            choice = routing.router_choice(policy, t, estimates, now, rounds, problem, settings)
+        judge_choice(replay, choice, action, tolerance)
+        if rule is not None and after is not None:
+            rule.observe(estimates)
+            judge_admission(replay, rule, t, action, (now, after), tolerance)
+        ridge.update(model, rounds.context[t], action, lanes.reward_of(rounds, t, action))
+        if after is not None and t in ends:
+            terms = (now, rounds, problem, settings)
+            plan = epochs.replan_problem(policy, t, ends[t], model, *terms)
+            judge_replan(replay, plan, after, problem.cache_slots)
+        elif after is not None and rule is None:
+            judge_between_replans(replay, policy, now, after)
+    return replay
