@@ -19,7 +19,7 @@ from polar_jax.types import Admission, AdmitInputs, Controller, Scores
 class AdmissionParams(flax.struct.PyTreeNode):
     """Traced constants of the admission rules."""
 
-    decay: Array  # [], factor of the residency values per request, 2^(-1/half-life)
+    decay: Array | float  # [], factor of the residency values per request, 2^(-1/half-life)
 
 
 class PriorityState(flax.struct.PyTreeNode):

@@ -72,17 +72,24 @@ class _Streams(NamedTuple):
     policy: Array
 
 
-def _streams(key: Array) -> _Streams:
-    return _Streams(*(jax.random.fold_in(key, i) for i in range(len(_Streams._fields))))
-
-
 def _keys(key: Array, count: int) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
 
 
+def _streams(key: Array) -> _Streams:
+    """The sub-streams of a seed's key, folded in together: one hash, one loop."""
+    return _Streams(*_keys(key, len(_Streams._fields)))
+
+
+def _at_block(key: Array, block: Array) -> _Streams:
+    """The sub-streams of a seed's key at one block."""
+    keys = _keys(key, len(_Streams._fields))
+    return _Streams(*jax.vmap(jax.random.fold_in, (0, None))(keys, block))
+
+
 def _grid_normal(key: Array, rows: int, columns: int) -> Array:
     """`[rows, columns]` normals, each from its own key."""
-    keys = jax.vmap(_keys, (0, None))(_keys(key, rows), columns)
+    keys = jax.vmap(lambda row: _keys(row, columns))(_keys(key, rows))
     return jax.vmap(jax.vmap(lambda one: jax.random.normal(one, (), jnp.float32)))(keys)
 
 
@@ -101,6 +108,9 @@ def _popularity(key: Array, zipf: Array, shape: _Shape) -> Array:
     ranks = jnp.arange(1, num_clusters + 1, dtype=jnp.float32)
     weights = ranks ** (-zipf)
 
+    if shape.num_segments == 1:
+        return (jnp.cumsum(weights) / jnp.sum(weights))[None, :]
+
     def segment(number: Array) -> Array:
         draws = _indexed_uniform(jax.random.fold_in(key, number), num_clusters)
         shuffled = jnp.argsort(draws)
@@ -110,35 +120,8 @@ def _popularity(key: Array, zipf: Array, shape: _Shape) -> Array:
     return jax.vmap(segment)(jnp.arange(shape.num_segments))
 
 
-def _clustered_instance(
-    key: Array, params: EnvironmentParams, *, num_adapters: int, context_dim: int, shape: _Shape
-) -> Instance:
-    streams = _streams(key)
-    centres = _normalise(_grid_normal(streams.centres, shape.num_clusters, context_dim))
-    # Cluster i mod G for each adapter, shuffled: ranks of independent uniforms.
-    draws = _indexed_uniform(streams.assignment, num_adapters)
-    cluster = jnp.argsort(jnp.argsort(draws)) % shape.num_clusters
-    scatter = _grid_normal(streams.theta, num_adapters, context_dim)
-    return Instance(
-        centres=centres,
-        theta=_normalise(centres[cluster] + params.theta_spread * scatter),
-        table=_TABLE_SD * _grid_normal(streams.table, num_adapters, shape.num_clusters).T,
-        popularity=_popularity(streams.order, params.zipf, shape),
-    )
-
-
-def _isotropic_instance(
-    key: Array, params: EnvironmentParams, *, num_adapters: int, context_dim: int, shape: _Shape
-) -> Instance:
-    instance = _clustered_instance(
-        key, params, num_adapters=num_adapters, context_dim=context_dim, shape=shape
-    )
-    theta = _grid_normal(_streams(key).theta, num_adapters, context_dim)
-    return instance._replace(theta=_normalise(theta))
-
-
-def _block_uniform(key: Array, block: Array) -> Array:
-    return jax.random.uniform(jax.random.fold_in(key, block), (BLOCK,), jnp.float32)
+def _uniform(key: Array) -> Array:
+    return jax.random.uniform(key, (BLOCK,), jnp.float32)
 
 
 def _cluster_at(uniform: Array, cumulative: Array) -> Array:
@@ -151,66 +134,56 @@ def _block_rounds(block: Array) -> Array:
     return block * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
 
 
-def _independent_clusters(
-    streams: _Streams, params: EnvironmentParams, instance: Instance, block: Array
-) -> Array:
-    del params
-    draws = _block_uniform(streams.cluster, block)
-    return _cluster_at(draws, instance.popularity[:1])
+class _BlockInputs(NamedTuple):
+    """What the rounds of one block are drawn from."""
+
+    key: Array
+    streams: _Streams  # of this block
+    params: EnvironmentParams
+    instance: Instance
+    block: Array
 
 
-def _jumps(
-    streams: _Streams, params: EnvironmentParams, instance: Instance, block: Array
-) -> tuple[Array, Array]:
+def _independent_clusters(inputs: _BlockInputs) -> Array:
+    return _cluster_at(_uniform(inputs.streams.cluster), inputs.instance.popularity[:1])
+
+
+def _jumps(inputs: _BlockInputs) -> tuple[Array, Array]:
     """Which rounds of a block jump, and the cluster that each would jump to."""
-    rounds = _block_rounds(block)
-    jump = (_block_uniform(streams.jump, block) >= params.stay) | (rounds == 0)
-    segment = jnp.clip(rounds // params.segment_rounds, 0, instance.popularity.shape[0] - 1)
-    target = _cluster_at(_block_uniform(streams.cluster, block), instance.popularity[segment])
-    return jump, target
+    popularity = inputs.instance.popularity
+    rounds = _block_rounds(inputs.block)
+    jump = (_uniform(inputs.streams.jump) >= inputs.params.stay) | (rounds == 0)
+    segment = jnp.clip(rounds // inputs.params.segment_rounds, 0, popularity.shape[0] - 1)
+    return jump, _cluster_at(_uniform(inputs.streams.cluster), popularity[segment])
 
 
-def _sticky_clusters(
-    streams: _Streams, params: EnvironmentParams, instance: Instance, block: Array
-) -> Array:
+def _sticky_clusters(inputs: _BlockInputs) -> Array:
     """The cluster of the last jump within this block and the one before."""
     # Block 0 has no predecessor; round 0 always jumps, so what is drawn for it is unread.
-    before = _jumps(streams, params, instance, jnp.maximum(block - 1, 0))
-    jump, target = (
-        jnp.concatenate(pair)
-        for pair in zip(before, _jumps(streams, params, instance, block), strict=True)
-    )
+    previous = jnp.maximum(inputs.block - 1, 0)
+    before = inputs._replace(streams=_at_block(inputs.key, previous), block=previous)
+    pairs = zip(_jumps(before), _jumps(inputs), strict=True)
+    jump, target = (jnp.concatenate(pair) for pair in pairs)
     positions = jnp.where(jump, jnp.arange(2 * BLOCK, dtype=jnp.int32), 0)
-    last = jax.lax.cummax(positions)[BLOCK:]
-    return target[last]
+    return target[jax.lax.cummax(positions)[BLOCK:]]
 
 
-def _rotating_clusters(
-    streams: _Streams, params: EnvironmentParams, instance: Instance, block: Array
-) -> Array:
-    num_clusters = instance.centres.shape[0]
+def _rotating_clusters(inputs: _BlockInputs) -> Array:
+    num_clusters = inputs.instance.centres.shape[0]
     pairs = max(1, num_clusters // 2)
-    first = 2 * ((_block_rounds(block) // params.period) % pairs)
-    second = _block_uniform(streams.cluster, block) >= 0.5
+    first = 2 * ((_block_rounds(inputs.block) // inputs.params.period) % pairs)
+    second = _uniform(inputs.streams.cluster) >= 0.5
     return jnp.minimum(first + second.astype(jnp.int32), num_clusters - 1)
 
 
-def _no_clusters(
-    streams: _Streams, params: EnvironmentParams, instance: Instance, block: Array
-) -> Array:
-    del streams, params, instance, block
+def _no_clusters(inputs: _BlockInputs) -> Array:
+    del inputs
     return jnp.zeros((BLOCK,), jnp.int32)
 
 
-def _noise(streams: _Streams, block: Array) -> Array:
-    key = jax.random.fold_in(streams.noise, block)
-    return jax.random.normal(key, (BLOCK,), jnp.float32)
-
-
-def _reservoir_slots(streams: _Streams, block: Array) -> Array:
+def _reservoir_slots(key: Array, block: Array) -> Array:
     """Slot of each round in a uniform sample of all rounds so far, -1 for none."""
     rounds = _block_rounds(block)
-    key = jax.random.fold_in(streams.reservoir, block)
     drawn = jax.random.randint(key, (BLOCK,), 0, rounds + 1, jnp.int32)
     slot = jnp.where(rounds < RESERVOIR_SLOTS, rounds, drawn)
     return jnp.where(slot < RESERVOIR_SLOTS, slot, -1)
@@ -237,6 +210,35 @@ NAMES = tuple(_KINDS)
 DRIFTING_SEGMENTS = 32
 
 
+def _instance(
+    key: Array,
+    params: EnvironmentParams,
+    *,
+    num_adapters: int,
+    context_dim: int,
+    shape: _Shape,
+    kind: _Kind,
+) -> Instance:
+    """What is fixed for a seed."""
+    streams = _streams(key)
+    num_clusters = shape.num_clusters
+    centres = _normalise(_grid_normal(streams.centres, num_clusters, context_dim))
+    # Cluster i mod G for each adapter, shuffled: ranks of independent uniforms.
+    draws = _indexed_uniform(streams.assignment, num_adapters)
+    cluster = jnp.argsort(jnp.argsort(draws)) % num_clusters
+    scatter = _grid_normal(streams.theta, num_adapters, context_dim)
+    centred = centres[cluster] + params.theta_spread * scatter
+    table = jnp.zeros((num_clusters, num_adapters), jnp.float32)
+    if kind.binary:
+        table = _TABLE_SD * _grid_normal(streams.table, num_adapters, num_clusters).T
+    return Instance(
+        centres=centres,
+        theta=_normalise(scatter if kind.isotropic else centred),
+        table=table,
+        popularity=_popularity(streams.order, params.zipf, shape),
+    )
+
+
 def _rounds(
     key: Array,
     params: EnvironmentParams,
@@ -246,11 +248,10 @@ def _rounds(
     kind: _Kind,
 ) -> Rounds:
     """The `BLOCK` rounds of one block."""
-    streams = _streams(key)
-    cluster = kind.clusters(streams, params, instance, block)
-    context_key = jax.random.fold_in(streams.context, block)
+    streams = _at_block(key, block)
+    cluster = kind.clusters(_BlockInputs(key, streams, params, instance, block))
     # One key per feature and the block's rounds from it: padding features changes none.
-    features = _keys(context_key, instance.theta.shape[1])
+    features = _keys(streams.context, instance.theta.shape[1])
     scatter = jax.vmap(lambda one: jax.random.normal(one, (BLOCK,), jnp.float32))(features).T
     centre = 0.0 if kind.isotropic else instance.centres[cluster]
     spread = 1.0 if kind.isotropic else params.spread
@@ -258,18 +259,16 @@ def _rounds(
     utility = jnp.einsum("td,nd->tn", context, instance.theta, precision=HIGHEST)
     if kind.binary:
         utility = jnp.clip(0.5 + _SLOPE * utility + instance.table[cluster], 0.0, 1.0)
-        noise = _block_uniform(streams.noise, block)
+        noise = _uniform(streams.noise)
     else:
-        noise = params.noise * _noise(streams, block)
+        noise = params.noise * jax.random.normal(streams.noise, (BLOCK,), jnp.float32)
     return Rounds(
         context=context,
         utility=utility,
         noise=noise,
-        latency_uniform=_block_uniform(streams.latency, block),
-        reservoir_slot=_reservoir_slots(streams, block),
-        policy_bits=jax.random.bits(
-            jax.random.fold_in(streams.policy, block), (BLOCK, 2), jnp.uint32
-        ),
+        latency_uniform=_uniform(streams.latency),
+        reservoir_slot=_reservoir_slots(streams.reservoir, block),
+        policy_bits=jax.random.bits(streams.policy, (BLOCK, 2), jnp.uint32),
     )
 
 
@@ -297,10 +296,9 @@ def environment(
     shape = _Shape(num_clusters, segments.get(name, 1))
     checks.at_least("num_segments", shape.num_segments, 1)
     kind = _KINDS[name]
-    instance = _isotropic_instance if kind.isotropic else _clustered_instance
     return Environment(
         name=name,
-        instance=functools.partial(instance, shape=shape),
+        instance=functools.partial(_instance, shape=shape, kind=kind),
         rounds=functools.partial(_rounds, kind=kind),
         binary_reward=kind.binary,
         independent=kind.independent,

@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from polar_jax.controllers import swap
@@ -21,10 +22,10 @@ from polar_jax.types import Admission, AdmitInputs, Controller
 class ExpertParams(flax.struct.PyTreeNode):
     """Traced constants of POLAR-E's controller."""
 
-    value_decay: Array  # [E-1], factor of the values per request, 2^(-1/half-life)
-    score_decay: Array  # [], factor of the experts' losses per request, rho
-    beta_ratio: Array  # [], beta_v as a fraction of the router's beta
-    beta_max: Array  # [], largest beta_v, units of utility
+    value_decay: Array | np.ndarray  # [E-1], factor of the values per request, 2^(-1/half-life)
+    score_decay: Array | float  # [], factor of the experts' losses per request, rho
+    beta_ratio: Array | float  # [], beta_v as a fraction of the router's beta
+    beta_max: Array | float  # [], largest beta_v, units of utility
 
 
 class ExpertState(flax.struct.PyTreeNode):
@@ -142,7 +143,7 @@ def _follow_lru(state: ExpertState, route: Array) -> tuple[Array, Array]:
     """Moves the LRU expert: its `[N]` set and last uses after using `route` (one-hot)."""
     lru_set = state.sets[:, -1]
     oldest = jnp.where(lru_set, state.last_use, jnp.iinfo(jnp.int32).max)
-    out = jnp.arange(route.shape[0], dtype=jnp.int32) == jnp.argmin(oldest)
+    out = jnp.arange(route.shape[0], dtype=jnp.int32) == jnp.argmin(oldest).astype(jnp.int32)
     swappable = ~jnp.any(route & lru_set) & jnp.any(lru_set)
     moved = jnp.where(swappable, (lru_set & ~out) | route, lru_set)
     return moved, jnp.where(route, state.clock, state.last_use)
@@ -211,13 +212,12 @@ def admit(
     value_of_set, route = _first_max(reach)
     adapters = jnp.arange(q.shape[0], dtype=jnp.int32)
     best_q = jnp.max(q)
-    top = adapters == jnp.argmax(q)
+    top = adapters == jnp.argmax(q).astype(jnp.int32)
     shortfall = best_q - value_of_set
     loss = params.score_decay * state.loss + shortfall
 
-    value = params.value_decay[None, :] * state.value + marginal_savings(
-        q, base, state.sets[:, :-1]
-    )
+    decay = jnp.asarray(params.value_decay, q.dtype)[None, :]
+    value = decay * state.value + marginal_savings(q, base, state.sets[:, :-1])
     top_cost = jnp.sum(jnp.where(top, inputs.paging_cost, jnp.zeros_like(q)))
     sets, bought, deficit = _follow_values(
         state, value, route[:, :-1], top, shortfall[:-1], top_cost
@@ -233,7 +233,7 @@ def admit(
         last_use=last_use,
         clock=state.clock + 1,
     )
-    leader = jnp.arange(loss.shape[0], dtype=jnp.int32) == jnp.argmin(loss)
+    leader = jnp.arange(loss.shape[0], dtype=jnp.int32) == jnp.argmin(loss).astype(jnp.int32)
     best_set = jnp.any(sets & leader[None, :], axis=1)
     best_route = jnp.argmax(jnp.where(best_set, q, net)).astype(jnp.int32)
     real_deficit, _, admission = _follow_best(state, inputs, q, best_set, best_route)

@@ -45,7 +45,7 @@ def unpack(packed: Array, *, size: int) -> Array:
 
 
 def init_statistics(
-    ridge: Array, *, num_adapters: int, context_dim: int, dtype: Any
+    ridge: Array | float, *, num_adapters: int, context_dim: int, dtype: Any
 ) -> RouterState:
     """Statistics of `num_adapters` adapters that were never chosen.
 
@@ -62,11 +62,11 @@ def init_statistics(
         jnp.eye(context_dim, dtype=dtype), (num_adapters, context_dim, context_dim)
     )
     vectors = jnp.zeros((num_adapters, context_dim), dtype)
-    ridge = jnp.asarray(ridge, dtype)
+    scale = jnp.asarray(ridge, dtype)
     return RouterState(
-        precision=ridge * eye,
+        precision=scale * eye,
         precision_recent=jnp.zeros((num_adapters, packed_layout(context_dim)[0].size), dtype),
-        precision_inv=eye / ridge,
+        precision_inv=eye / scale,
         reward_sum=vectors,
         reward_recent=vectors,
         theta_hat=vectors,
@@ -79,7 +79,7 @@ def directions(state: RouterState, context: Array) -> Array:
     return jnp.einsum("nij,j->ni", state.precision_inv, context, precision=HIGHEST)
 
 
-def widths(direction: Array, context: Array, pulls: Array, ridge: Array) -> Array:
+def widths(direction: Array, context: Array, pulls: Array, ridge: Array | float) -> Array:
     """Confidence widths `sqrt(x^T V_i^-1 x)`, bitwise equal where nothing was learnt.
 
     Args:
@@ -100,7 +100,7 @@ def widths(direction: Array, context: Array, pulls: Array, ridge: Array) -> Arra
     return jnp.sqrt(jnp.maximum(squared, 0.0))
 
 
-def sample_widths(state: RouterState, contexts: Array, ridge: Array) -> Array:
+def sample_widths(state: RouterState, contexts: Array, ridge: Array | float) -> Array:
     """`[m, N]` confidence widths on `contexts` `[m, d]`."""
     products = jnp.einsum("nij,mj->mni", state.precision_inv, contexts, precision=HIGHEST)
     squared = jnp.einsum("mni,mi->mn", products, contexts, precision=HIGHEST)

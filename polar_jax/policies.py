@@ -127,9 +127,7 @@ def _router_params(settings: Settings, *, cost_weight: float = 1.0) -> routers.R
         "epsilon": settings.epsilon,
         "thompson_scale": scale,
     }
-    return routers.RouterParams(
-        **{name: np.asarray(value, np.float64) for name, value in values.items()}
-    )
+    return routers.RouterParams(**{name: float(value) for name, value in values.items()})
 
 
 def _decay(half_life: float) -> float:
@@ -173,7 +171,7 @@ def _compose(
         params=PolicyParams(
             router=_router_params(settings, cost_weight=cost_weight),
             controller=controller_params,
-            planned_switching=np.asarray(settings.switching_term, np.float64),
+            planned_switching=float(settings.switching_term),
         ),
         schedule=epochs.schedule(
             problem.horizon,
@@ -233,9 +231,7 @@ def polar_admit(problem: Problem, settings: Settings, *, name: str = "polar_admi
         settings,
         router=routers.linucb(exploration="quota", beta=settings.beta),
         controller=controllers.residency_value(),
-        controller_params=controllers.AdmissionParams(
-            decay=np.asarray(_decay(settings.value_half_life))
-        ),
+        controller_params=controllers.AdmissionParams(decay=_decay(settings.value_half_life)),
         quota_scale=settings.quota_scale,
     )
 
@@ -263,9 +259,9 @@ def polar_experts(
         controller=experts.experts(num_values=len(decays)),
         controller_params=experts.ExpertParams(
             value_decay=np.asarray(decays),
-            score_decay=np.asarray(_decay(settings.score_half_life)),
-            beta_ratio=np.asarray(settings.value_beta_ratio),
-            beta_max=np.asarray(settings.value_beta_max),
+            score_decay=_decay(settings.score_half_life),
+            beta_ratio=settings.value_beta_ratio,
+            beta_max=settings.value_beta_max,
         ),
         cost_weight=cost_weight,
         quota_scale=settings.experts_quota_scale if forced else 0.0,

@@ -20,15 +20,17 @@ from polar_jax.types import Choice, RouteInputs, Router, RouterState, Scores
 class RouterParams(flax.struct.PyTreeNode):
     """Traced constants of every router: sweeping them never recompiles."""
 
-    alpha: Array  # [], confidence factor of the constant schedule, units of utility
-    ridge: Array  # [], regularisation, above 0
-    sigma: Array  # [], sub-Gaussian constant of the noise (theory's schedule)
-    delta: Array  # [], probability that theory's schedule may fail
-    theta_bound: Array  # [], bound on the norm of every theta (theory's schedule)
-    cost_weight: Array  # [], share of the paging cost inside the index: 1, or 0 (cost-blind)
-    margin: Array  # [], an explored adapter may be this far below the best index
-    epsilon: Array  # [], probability of a uniform choice (epsilon-greedy)
-    thompson_scale: Array  # [], width of the sampled utilities (Thompson sampling)
+    alpha: Array | float  # [], confidence factor of the constant schedule, units of utility
+    ridge: Array | float  # [], regularisation, above 0
+    sigma: Array | float  # [], sub-Gaussian constant of the noise (theory's schedule)
+    delta: Array | float  # [], probability that theory's schedule may fail
+    theta_bound: Array | float  # [], bound on the norm of every theta (theory's schedule)
+    cost_weight: (
+        Array | float
+    )  # [], share of the paging cost inside the index: 1, or 0 (cost-blind)
+    margin: Array | float  # [], an explored adapter may be this far below the best index
+    epsilon: Array | float  # [], probability of a uniform choice (epsilon-greedy)
+    thompson_scale: Array | float  # [], width of the sampled utilities (Thompson sampling)
 
 
 def constant_beta(params: RouterParams, state: RouterState) -> Array:
@@ -43,7 +45,7 @@ def theory_beta(params: RouterParams, state: RouterState) -> Array:
     by the pulls and the failure probability shared by the adapters.
     """
     num_adapters, context_dim = state.theta_hat.shape
-    growth = 1.0 + state.pulls.astype(params.ridge.dtype) / params.ridge
+    growth = 1.0 + state.pulls.astype(state.theta_hat.dtype) / params.ridge
     radius = jnp.sqrt(context_dim * jnp.log(growth * num_adapters / params.delta))
     return params.sigma * radius + jnp.sqrt(params.ridge) * params.theta_bound
 
@@ -116,7 +118,8 @@ def _select_epsilon_greedy(
     params: RouterParams, state: RouterState, scores: Scores, inputs: RouteInputs
 ) -> Choice:
     del state
-    explore = uniform_from_bits(inputs.policy_bits[0]) < params.epsilon
+    uniform = uniform_from_bits(inputs.policy_bits[0]).astype(scores.mean.dtype)
+    explore = uniform < params.epsilon
     best = _best(net_of_paging(params, scores.mean, inputs))
     return _choose(jnp.where(explore, _uniform_adapter(inputs), best))
 

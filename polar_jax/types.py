@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import flax.struct
 from jax import Array
-from jax.typing import ArrayLike
 
 
 class Rounds(NamedTuple):
@@ -135,7 +134,7 @@ class PolicyParams(flax.struct.PyTreeNode):
 
     router: Any  # routers.RouterParams
     controller: Any  # constants of the controller, () where it has none
-    planned_switching: Array  # [], factor of the switching costs inside replans, 0 or 1
+    planned_switching: Array | float  # [], factor of the switching costs inside replans, 0 or 1
 
 
 class LaneInputs(flax.struct.PyTreeNode):
@@ -172,15 +171,18 @@ class Decisions(NamedTuple):
 
 
 class ChunkClock(NamedTuple):
-    """The slow timescale within a chunk of `n` rounds; shared by all lanes of a call."""
+    """The slow timescale within a chunk of `n` rounds; shared by all lanes of a call.
 
-    first_round: ArrayLike  # [] int32, rounds served before the chunk
-    num_segments: ArrayLike  # [] int32
-    stop: ArrayLike  # [n+1] int32, rounds of the chunk served when the segment ends
-    action: ArrayLike  # [n+1] int32, at its end: 0 nothing, 1 refresh, 2 refresh and replan
-    epoch: ArrayLike  # [n+1] int32, epoch that the segment belongs to
-    amortised_rounds: ArrayLike  # [n+1] float32, for the replan at its end
-    interval: ArrayLike  # [n] int32, interval between curve marks, -1 past the horizon
+    NumPy arrays on the host, JAX arrays inside a compiled call.
+    """
+
+    first_round: Any  # [] int32, rounds served before the chunk
+    num_segments: Any  # [] int32
+    stop: Any  # [n+1] int32, rounds of the chunk served when the segment ends
+    action: Any  # [n+1] int32, at its end: 0 nothing, 1 refresh, 2 refresh and replan
+    epoch: Any  # [n+1] int32, epoch that the segment belongs to
+    amortised_rounds: Any  # [n+1] float32, for the replan at its end
+    interval: Any  # [n] int32, interval between curve marks, -1 past the horizon
 
 
 class Environment(NamedTuple):

@@ -1,0 +1,268 @@
+"""What the compiled calls of a lane compute: setup, draw, oracle, start, advance.
+
+Unbatched pure functions; `lanes.py` maps them over lanes and compiles them. Also the
+plain descriptions they are built from: `Costs` and `Experiment`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from polar_jax import checks, environments, epochs, metrics, oracles, paging, simulate
+from polar_jax.policies import Policy, Problem
+from polar_jax.types import ChunkClock, Decisions, Environment, LaneInputs, LaneState, Rounds
+
+# Rounds per compiled call: whole blocks, and short enough to answer Ctrl-C at once.
+CHUNK_ROUNDS = 4 * environments.BLOCK
+# Uses of a seed's key beside the environment's own streams, which count from 0.
+_ORACLE_STREAM, _COST_STREAM = 1_001, 1_002
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Where paging costs come from: a measured table, or synthetic draws per seed.
+
+    Attributes:
+      price_per_ms: utility lost per millisecond of latency, at least 0 (above 0 for
+        synthetic costs, whose milliseconds are the costs divided by it).
+      table: measured latencies, or None.
+      synthetic_mean: mean of the synthetic costs, units of utility; read without a table.
+    """
+
+    price_per_ms: float = 0.0154
+    table: paging.PagingTable | None = None
+    synthetic_mean: float = 0.3
+
+    def __post_init__(self) -> None:
+        synthetic = self.table is None
+        checks.finite_at_least("price_per_ms", self.price_per_ms, 0.0, above=synthetic)
+        checks.finite_at_least("synthetic cost", self.synthetic_mean, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that decides the numbers of a run, apart from the kind of device.
+
+    Attributes:
+      problem: sizes.
+      environment: the request stream.
+      environment_params: its constants.
+      costs: paging costs.
+      policies: the policies, run on the same requests.
+      seeds: the seeds; each gives one lane per policy.
+      base_seed: shifts all seeds to other random numbers.
+      dtype: floating dtype of the decisions; float64 needs `jax_enable_x64`.
+    """
+
+    problem: Problem
+    environment: Environment
+    environment_params: environments.EnvironmentParams
+    costs: Costs
+    policies: Sequence[Policy]
+    seeds: Sequence[int]
+    base_seed: int = 0
+    dtype: Any = np.float32
+
+    def __post_init__(self) -> None:
+        if not self.policies:
+            raise ValueError("policies must name at least one policy, got none.")
+        checks.distinct("policies", [policy.name for policy in self.policies])
+        if len(self.seeds) == 0:
+            raise ValueError("seeds must hold at least one seed, got none.")
+        for seed in (*self.seeds, self.base_seed):
+            checks.between("seed", seed, 0, 2**31 - 1, whole=True)
+
+
+class Setup(NamedTuple):
+    """What is fixed for a seed, on the device."""
+
+    key: Array  # of the run's own rounds
+    oracle_key: Array  # of rounds that are independent of the run's own
+    instance: Any
+    inputs: LaneInputs
+
+
+class Needs(NamedTuple):
+    """Which random numbers any policy reads; the others are not drawn."""
+
+    latency: bool
+    reservoir: bool
+    bits: bool
+
+
+def stream_key(base_seed: Array, seed: Array) -> Array:
+    """A seed's key: it depends on nothing else, so policies see the same requests."""
+    return jax.random.fold_in(jax.random.key(base_seed, impl="threefry2x32"), seed)
+
+
+def _lane_inputs(key: Array, costs: dict[str, Array], cache_slots: Array, dtype: Any) -> LaneInputs:
+    num_adapters = costs["mean_ms"].shape[0]
+    drawn = paging.draw_synthetic_cost(
+        jax.random.fold_in(key, _COST_STREAM), costs["synthetic_mean"], num_adapters=num_adapters
+    ).astype(dtype)
+    price = costs["price_per_ms"].astype(dtype)
+    measured = costs["mean_ms"].astype(dtype)
+    synthetic = costs["synthetic"]
+    cost = jnp.where(synthetic, drawn, price * measured)
+    return LaneInputs(
+        paging_cost=cost,
+        switch_cost=cost,
+        paging_ms=jnp.where(synthetic, drawn / jnp.where(synthetic, price, 1.0), measured),
+        size=jnp.ones_like(cost),
+        cache_slots=cache_slots,
+        samples_ms=costs["samples_ms"],
+        sample_count=costs["sample_count"],
+    )
+
+
+def cost_arrays(costs: Costs, num_adapters: int, dtype: Any) -> dict[str, np.ndarray]:
+    if costs.table is None:
+        mean_ms = np.zeros(num_adapters)
+        samples = np.zeros((num_adapters, 0), np.float32), np.ones(num_adapters, np.int32)
+    else:
+        table = paging.take(costs.table, num_adapters)
+        mean_ms, samples = table.mean_ms, paging.draw_arrays(table)
+    return {
+        "synthetic": np.asarray(costs.table is None),
+        "price_per_ms": np.asarray(costs.price_per_ms, dtype),
+        "synthetic_mean": np.asarray(costs.synthetic_mean, dtype),
+        "mean_ms": np.asarray(mean_ms, dtype),
+        "samples_ms": samples[0],
+        "sample_count": samples[1],
+    }
+
+
+def setup(
+    env: Environment,
+    problem: Problem,
+    dtype: Any,
+    seed: Array,
+    base_seed: Array,
+    params: Any,
+    costs: dict[str, Array],
+) -> Setup:
+    """Draws the environment instance and the costs of one seed."""
+    key = stream_key(base_seed, seed)
+    instance = env.instance(
+        key, params, num_adapters=problem.num_adapters, context_dim=problem.context_dim
+    )
+    inputs = _lane_inputs(key, costs, jnp.int32(problem.cache_slots), dtype)
+    return Setup(key, jax.random.fold_in(key, _ORACLE_STREAM), instance, inputs)
+
+
+def draw(
+    env: Environment,
+    needs: Needs,
+    dtype: Any,
+    key: Array,
+    instance: Any,
+    params: Any,
+    first_block: Array,
+) -> Rounds:
+    """The `CHUNK_ROUNDS` rounds of a chunk, cast to the run's dtype."""
+    blocks = first_block + jnp.arange(CHUNK_ROUNDS // environments.BLOCK, dtype=jnp.int32)
+    drawn = jax.vmap(lambda block: env.rounds(key, params, instance, block))(blocks)
+    rounds: Rounds = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), drawn)
+    unread = {
+        "latency_uniform": needs.latency,
+        "reservoir_slot": needs.reservoir,
+        "policy_bits": needs.bits,
+    }
+    blanks = {
+        name: jnp.zeros_like(getattr(rounds, name)) for name, read in unread.items() if not read
+    }
+    # Drawn in float32 whatever the dtype: JAX draws other numbers in float64.
+    return rounds._replace(
+        context=rounds.context.astype(dtype),
+        utility=rounds.utility.astype(dtype),
+        noise=rounds.noise.astype(dtype),
+        **blanks,
+    )
+
+
+def oracle_rounds(env: Environment, horizon: int) -> np.ndarray:
+    """Rounds, counted from 0, that `C*` is chosen on.
+
+    Streams of independent draws: the first 4,096 of a stream that is independent of
+    the run's own. Others, in hindsight: every `ceil(T / 4096)`-th of the run's own.
+    """
+    if env.independent:
+        return np.arange(oracles.ORACLE_CONTEXTS)
+    return np.arange(0, horizon, -(-horizon // oracles.ORACLE_CONTEXTS))
+
+
+def oracle(problem: Problem, inputs: LaneInputs, utility: Array, weight: Array) -> Array:
+    """`[N]` the static oracle's set from `[m, N]` utilities with weights `[m]`."""
+    return oracles.static_oracle(
+        utility, inputs.paging_cost, weight, cache_slots=problem.cache_slots
+    )
+
+
+class PolicyData(NamedTuple):
+    """The traced part of a policy: NumPy arrays on the host."""
+
+    params: Any  # PolicyParams in the run's dtype
+    quotas: Any  # [32] int32
+    use_oracle: Any  # [] bool, start from the oracle's set
+    first: Any  # [N] bool, the set to start from otherwise
+
+
+def policy_data(policy: Policy, problem: Problem, dtype: Any) -> PolicyData:
+    adapters = np.arange(problem.num_adapters)
+    sizes = {"all": problem.num_adapters, "none": 0}
+    quotas = np.full(32, policy.quotas[-1], np.int32)  # a horizon below 2^31 has no more epochs
+    quotas[: policy.quotas.size] = policy.quotas[:32]
+
+    def cast(leaf: Any) -> np.ndarray:
+        return np.asarray(leaf, dtype)
+
+    return PolicyData(
+        params=jax.tree.map(cast, policy.params),
+        quotas=quotas,
+        use_oracle=np.asarray(policy.first_set == "oracle"),
+        first=adapters < sizes.get(policy.first_set, problem.cache_slots),
+    )
+
+
+def _lane(policy: Policy, env: Environment, data: PolicyData, inputs: LaneInputs) -> simulate.Lane:
+    return simulate.Lane(policy.rule, data.params, inputs, data.quotas, env.binary_reward)
+
+
+def start(
+    policy: Policy,
+    env: Environment,
+    problem: Problem,
+    inputs: LaneInputs,
+    oracle_set: Array,
+    data: PolicyData,
+) -> LaneState:
+    """The state of one lane before its first round."""
+    resident = jnp.where(data.use_oracle, oracle_set, data.first)
+    lane = _lane(policy, env, data, inputs)
+    return simulate.init_lane(lane, resident, context_dim=problem.context_dim)
+
+
+def advance(
+    policy: Policy,
+    env: Environment,
+    keep: bool,
+    state: LaneState,
+    inputs: LaneInputs,
+    oracle_set: Array,
+    rounds: Rounds,
+    data: PolicyData,
+    clock: ChunkClock,
+) -> tuple[LaneState, Array, Decisions | None]:
+    """One chunk of one lane: decisions, then their figures summed over curve intervals."""
+    lane = _lane(policy, env, data, inputs)
+    state, decisions = simulate.run_chunk(lane, state, rounds, clock)
+    parts = metrics.round_parts(rounds, decisions, inputs, oracle_set)
+    sums = metrics.interval_sums(
+        parts, jnp.asarray(clock.interval), num_intervals=epochs.NUM_INTERVALS
+    )
+    return state, sums, decisions if keep else None
