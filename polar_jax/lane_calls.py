@@ -17,8 +17,6 @@ from polar_jax import checks, environments, epochs, metrics, oracles, paging, si
 from polar_jax.policies import Policy, Problem
 from polar_jax.types import ChunkClock, Decisions, Environment, LaneInputs, LaneState, Rounds
 
-# Rounds per compiled call: whole blocks, and short enough to answer Ctrl-C at once.
-CHUNK_ROUNDS = 4 * environments.BLOCK
 # Uses of a seed's key beside the environment's own streams, which count from 0.
 _ORACLE_STREAM, _COST_STREAM = 1_001, 1_002
 
@@ -158,14 +156,15 @@ def setup(
 def draw(
     env: Environment,
     needs: Needs,
+    num_rounds: int,
     dtype: Any,
     key: Array,
     instance: Any,
     params: Any,
     first_block: Array,
 ) -> Rounds:
-    """The `CHUNK_ROUNDS` rounds of a chunk, cast to the run's dtype."""
-    blocks = first_block + jnp.arange(CHUNK_ROUNDS // environments.BLOCK, dtype=jnp.int32)
+    """The `num_rounds` rounds of a chunk, whole blocks, cast to the run's dtype."""
+    blocks = first_block + jnp.arange(num_rounds // environments.BLOCK, dtype=jnp.int32)
     drawn = jax.vmap(lambda block: env.rounds(key, params, instance, block))(blocks)
     rounds: Rounds = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), drawn)
     unread = {

@@ -19,12 +19,15 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from polar_jax import environments, epochs, lane_calls, metrics, oracles
-from polar_jax.lane_calls import CHUNK_ROUNDS, Costs, Experiment, Setup
+from polar_jax.lane_calls import Costs, Experiment, Setup
 from polar_jax.policies import Policy, Problem
-from polar_jax.types import ChunkClock, Decisions, LaneState, Rounds
+from polar_jax.results import PolicyResult, Progress, Results, Wave, join, policy_results
+from polar_jax.types import ChunkClock, LaneState, Rounds
 
 __all__ = ["Costs", "Experiment", "PolicyResult", "Progress", "Results", "run", "tile_width"]
 
+# Rounds per compiled call: whole blocks, and short enough to answer Ctrl-C at once.
+CHUNK_ROUNDS = 4 * environments.BLOCK
 _TILE = {"cpu": 32}
 _TILE_ACCELERATOR = 4_096
 # A tile's state and one chunk of its rounds must fit in this many bytes.
@@ -33,39 +36,6 @@ _TILE_BYTES_ACCELERATOR = 8 * 2**30
 _LANES, _SHARED = PartitionSpec("lanes"), PartitionSpec()
 # Run once per seed, so compiling it fast is worth more than running it fast.
 _QUICK_COMPILE = {"cpu": {"xla_backend_optimization_level": 1}}
-
-
-class PolicyResult(NamedTuple):
-    """One policy's figures, float64 on the host; `S` seeds, `P` curve rounds."""
-
-    totals: dict[str, np.ndarray]  # [S] sums over the run, by name in metrics.PARTS
-    curves: dict[str, np.ndarray]  # [S, P] running sums, by name in metrics.PARTS
-    rounds: Rounds | None  # [S, T, ...] only where decisions were kept
-    decisions: Decisions | None  # [S, T, ...] only where they were kept
-
-
-class Results(NamedTuple):
-    """What `run` returns."""
-
-    policies: dict[str, PolicyResult]
-    curve_round: np.ndarray  # [P] int64, counted from 1
-    oracle_set: np.ndarray  # [S, N] bool, the static oracle
-    oracle_exact: bool
-    paging_cost: np.ndarray  # [S, N]
-    paging_ms: np.ndarray  # [S, N] mean milliseconds
-    tile: int
-    num_devices: int
-    compile_seconds: float
-    run_seconds: float
-    num_decisions: int
-
-
-class Progress(NamedTuple):
-    """What a progress callback receives."""
-
-    phase: str  # "compiling" or "running"
-    done: int  # programs or decisions
-    total: int
 
 
 def tile_width(problem: Problem, platform: str) -> int:
@@ -148,6 +118,7 @@ def run(
     experiment: Experiment,
     *,
     num_devices: int | None = None,
+    chunk_rounds: int = CHUNK_ROUNDS,
     keep_decisions: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Results:
@@ -156,13 +127,22 @@ def run(
     Args:
       experiment: what to run.
       num_devices: at most so many devices; all of them where None. It changes no result.
+      chunk_rounds: rounds per compiled call, a multiple of 256. It changes no decision.
       keep_decisions: also return all rounds and decisions; memory then grows with `T`.
       progress: called on the host after each step.
 
     Returns:
       The results, in the order of `experiment.seeds`.
+
+    Raises:
+      ValueError: for a chunk that is not a whole number of blocks.
     """
-    return _Run(experiment, num_devices, keep_decisions, progress or (lambda _: None)).execute()
+    if chunk_rounds < 1 or chunk_rounds % environments.BLOCK:
+        raise ValueError(
+            f"chunk_rounds must be a positive multiple of {environments.BLOCK}, got {chunk_rounds}."
+        )
+    report = progress or (lambda _: None)
+    return _Run(experiment, num_devices, chunk_rounds, keep_decisions, report).execute()
 
 
 class _Run:
@@ -172,11 +152,13 @@ class _Run:
         self,
         experiment: Experiment,
         num_devices: int | None,
+        chunk: int,
         keep: bool,
         progress: Callable[[Progress], None],
     ) -> None:
         devices = jax.devices()
         self.experiment, self.keep, self.progress = experiment, keep, progress
+        self.chunk = chunk
         self.platform = devices[0].platform
         self.tile = tile_width(experiment.problem, self.platform)
         tiles = -(-len(experiment.seeds) // self.tile)
@@ -218,19 +200,19 @@ class _Run:
             policy.schedule,
             self.marks,
             first_round=first_round,
-            num_rounds=CHUNK_ROUNDS,
+            num_rounds=self.chunk,
             horizon=self.experiment.problem.horizon,
         )
 
     def _picks(self, first_round: int) -> tuple[np.ndarray, int]:
         """Which rounds of a chunk the oracle samples, padded, and how many they are."""
-        inside = (self.sampled >= first_round) & (self.sampled < first_round + CHUNK_ROUNDS)
+        inside = (self.sampled >= first_round) & (self.sampled < first_round + self.chunk)
         picks = self.sampled[inside] - first_round
         return np.pad(picks, (0, self._most_picks() - picks.size)).astype(np.int32), picks.size
 
     def _most_picks(self) -> int:
-        stride = int(self.sampled[1] - self.sampled[0]) if self.sampled.size > 1 else CHUNK_ROUNDS
-        return -(-CHUNK_ROUNDS // stride)
+        stride = int(self.sampled[1] - self.sampled[0]) if self.sampled.size > 1 else self.chunk
+        return -(-self.chunk // stride)
 
     def _base_jobs(self, seeds: np.ndarray) -> tuple[list[_Job], Setup, Rounds, Array]:
         """Programs that no policy changes, and the shapes of what they return."""
@@ -246,7 +228,7 @@ class _Run:
         )
         draw = functools.partial(
             _over_lanes,
-            functools.partial(lane_calls.draw, env, self.needs, dtype),
+            functools.partial(lane_calls.draw, env, self.needs, self.chunk, dtype),
             mesh,
             lanes=2,
             shared=2,
@@ -280,7 +262,7 @@ class _Run:
                 setup_args,
                 _QUICK_COMPILE.get(self.platform),
             ),
-            _Job(("draw", self.needs, CHUNK_ROUNDS, *shared), draw, draw_args),
+            _Job(("draw", self.needs, self.chunk, *shared), draw, draw_args),
             _Job(("pick", *shared), pick, pick_args),
             _Job(("oracle", problem.cache_slots, *shared), oracle, oracle_args),
         ]
@@ -347,7 +329,7 @@ class _Run:
         exp = self.experiment
         key = setup.oracle_key if exp.environment.independent else setup.key
         parts = []
-        for first in np.unique(self.sampled // CHUNK_ROUNDS) * CHUNK_ROUNDS:
+        for first in np.unique(self.sampled // self.chunk) * self.chunk:
             block = np.int32(first // environments.BLOCK)
             rounds = programs.draw(key, setup.instance, exp.environment_params, block)
             picks, count = self._picks(int(first))
@@ -359,7 +341,7 @@ class _Run:
         sample = jax.device_put(sample, NamedSharding(self.mesh, _LANES))
         return self._settled(programs.oracle(setup.inputs, sample, weight))
 
-    def _wave(self, programs: _Programs, seeds: np.ndarray) -> Any:
+    def _wave(self, programs: _Programs, seeds: np.ndarray) -> Wave:
         """Runs one tile on every device through the whole horizon."""
         exp = self.experiment
         horizon = exp.problem.horizon
@@ -374,7 +356,7 @@ class _Run:
         kept: list[list[Any]] = [[] for _ in exp.policies]
         kept_rounds: list[Any] = []
         waiting: list[Array] = []
-        for first in range(0, horizon, CHUNK_ROUNDS):
+        for first in range(0, horizon, self.chunk):
             block = np.int32(first // environments.BLOCK)
             rounds = self._settled(
                 programs.draw(setup.key, setup.instance, exp.environment_params, block)
@@ -399,7 +381,14 @@ class _Run:
         self._add(totals, waiting)
         self._report(seeds.size, horizon)
         self.seeds_done += seeds.size
-        return chosen, setup.inputs, totals, kept_rounds, kept
+        return Wave(
+            oracle_set=np.asarray(chosen),
+            paging_cost=np.asarray(setup.inputs.paging_cost),
+            paging_ms=np.asarray(setup.inputs.paging_ms),
+            sums=totals,
+            rounds=kept_rounds,
+            decisions=kept,
+        )
 
     def _settled(self, values: Any) -> Any:
         """Waits for `values` on CPU, where a queue gains nothing.
@@ -421,41 +410,26 @@ class _Run:
         self.progress(Progress("running", done * policies, whole * policies))
 
     def _collect(
-        self, waves: list[Any], num_seeds: int, compile_seconds: float, run_seconds: float
+        self, waves: list[Wave], num_seeds: int, compile_seconds: float, run_seconds: float
     ) -> Results:
         exp = self.experiment
-        horizon, slots = exp.problem.horizon, exp.problem.cache_slots
-
-        def lanes(values: list[Any]) -> np.ndarray:
-            return np.concatenate([np.asarray(value) for value in values])[:num_seeds]
-
-        def kept(chunks: list[list[Any]]) -> Any:
-            if not self.keep:
-                return None
-            waves_ = [jax.tree.map(lambda *x: np.concatenate(x, 1), *one) for one in chunks]
-            return jax.tree.map(lambda *x: np.concatenate(x)[:num_seeds, :horizon], *waves_)
-
-        rounds = kept([wave[3] for wave in waves])
-        results = {}
-        for i, policy in enumerate(exp.policies):
-            sums = lanes([wave[2][i] for wave in waves])[:, : self.marks.size]
-            running = np.cumsum(sums, axis=1)
-            results[policy.name] = PolicyResult(
-                totals={name: running[:, -1, j] for j, name in enumerate(metrics.PARTS)},
-                curves={name: running[:, :, j] for j, name in enumerate(metrics.PARTS)},
-                rounds=rounds,
-                decisions=kept([wave[4][i] for wave in waves]),
-            )
+        problem = exp.problem
         return Results(
-            policies=results,
+            policies=policy_results(
+                [policy.name for policy in exp.policies],
+                waves,
+                self.marks,
+                num_seeds=num_seeds,
+                horizon=problem.horizon,
+            ),
             curve_round=self.marks,
-            oracle_set=lanes([wave[0] for wave in waves]),
-            oracle_exact=oracles.oracle_is_exact(exp.problem.num_adapters, slots),
-            paging_cost=lanes([wave[1].paging_cost for wave in waves]),
-            paging_ms=lanes([wave[1].paging_ms for wave in waves]),
+            oracle_set=join([wave.oracle_set for wave in waves], num_seeds),
+            oracle_exact=oracles.oracle_is_exact(problem.num_adapters, problem.cache_slots),
+            paging_cost=join([wave.paging_cost for wave in waves], num_seeds),
+            paging_ms=join([wave.paging_ms for wave in waves], num_seeds),
             tile=self.tile,
             num_devices=self.num_devices,
             compile_seconds=compile_seconds,
             run_seconds=run_seconds,
-            num_decisions=len(exp.policies) * num_seeds * horizon,
+            num_decisions=len(exp.policies) * num_seeds * problem.horizon,
         )
