@@ -20,17 +20,15 @@ from polar_jax.types import Choice, RouteInputs, Router, RouterState, Scores
 class RouterParams(flax.struct.PyTreeNode):
     """Traced constants of every router: sweeping them never recompiles."""
 
-    alpha: Array | float  # [], confidence factor of the constant schedule, units of utility
-    ridge: Array | float  # [], regularisation, above 0
-    sigma: Array | float  # [], sub-Gaussian constant of the noise (theory's schedule)
-    delta: Array | float  # [], probability that theory's schedule may fail
-    theta_bound: Array | float  # [], bound on the norm of every theta (theory's schedule)
-    cost_weight: (
-        Array | float
-    )  # [], share of the paging cost inside the index: 1, or 0 (cost-blind)
-    margin: Array | float  # [], an explored adapter may be this far below the best index
-    epsilon: Array | float  # [], probability of a uniform choice (epsilon-greedy)
-    thompson_scale: Array | float  # [], width of the sampled utilities (Thompson sampling)
+    alpha: Array | float = 0.5  # [], confidence factor of the constant schedule, units of utility
+    ridge: Array | float = 1.0  # [], regularisation, above 0
+    sigma: Array | float = 0.1  # [], sub-Gaussian constant of the noise (theory's schedule)
+    delta: Array | float = 0.05  # [], probability that theory's schedule may fail
+    theta_bound: Array | float = 1.0  # [], bound on the norm of every theta (theory's schedule)
+    cost_weight: Array | float = 1.0  # [], of the paging cost in the index; 0: cost-blind
+    margin: Array | float = 0.2  # [], an explored adapter may be this far below the best index
+    epsilon: Array | float = 0.05  # [], probability of a uniform choice (epsilon-greedy)
+    thompson_scale: Array | float = 0.5  # [], width of the sampled utilities (Thompson sampling)
 
 
 def constant_beta(params: RouterParams, state: RouterState) -> Array:
