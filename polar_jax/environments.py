@@ -292,7 +292,9 @@ def environment(
     """
     checks.one_of("environment", name, NAMES)
     checks.at_least("num_clusters", num_clusters, 1)
-    segments = {"sticky": num_segments or 4, "drifting": num_segments or DRIFTING_SEGMENTS}
+    segments = {"sticky": 4, "drifting": DRIFTING_SEGMENTS}
+    if num_segments is not None and name in segments:
+        segments[name] = num_segments
     shape = _Shape(num_clusters, segments.get(name, 1))
     checks.at_least("num_segments", shape.num_segments, 1)
     kind = _KINDS[name]

@@ -119,6 +119,7 @@ def _lane_inputs(key: Array, costs: dict[str, Array], cache_slots: Array, dtype:
 
 
 def cost_arrays(costs: Costs, num_adapters: int, dtype: Any) -> dict[str, np.ndarray]:
+    """What `setup` needs of the costs, as host arrays; `[N, 0]` samples where there are none."""
     if costs.table is None:
         mean_ms = np.zeros(num_adapters)
         samples = np.zeros((num_adapters, 0), np.float32), np.ones(num_adapters, np.int32)
@@ -212,6 +213,7 @@ class PolicyData(NamedTuple):
 
 
 def policy_data(policy: Policy, problem: Problem, dtype: Any) -> PolicyData:
+    """A policy's constants in the run's dtype, and the set that it starts from."""
     adapters = np.arange(problem.num_adapters)
     sizes = {"all": problem.num_adapters, "none": 0}
     quotas = np.full(32, policy.quotas[-1], np.int32)  # a horizon below 2^31 has no more epochs

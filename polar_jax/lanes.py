@@ -357,6 +357,7 @@ class _Run:
         kept_rounds: list[Any] = []
         waiting: list[Array] = []
         for first in range(0, horizon, self.chunk):
+            self._report(seeds.size, first)
             block = np.int32(first // environments.BLOCK)
             rounds = self._settled(
                 programs.draw(setup.key, setup.instance, exp.environment_params, block)
@@ -377,7 +378,6 @@ class _Run:
             # An accelerator works on this chunk while the host adds the one before.
             self._add(totals, waiting)
             waiting = fresh
-            self._report(seeds.size, first)
         self._add(totals, waiting)
         self._report(seeds.size, horizon)
         self.seeds_done += seeds.size
