@@ -144,65 +144,79 @@ def first_table(seeds: int, *, switching_term: bool) -> Table:
     )
 
 
+def _paired(
+    stream: str, policy: str, figure: str, ours: np.ndarray, other: np.ndarray
+) -> dict[str, Any]:
+    """A record of `policy - polar_experts` over seeds; for losses, whether ours is inferior."""
+    difference = other - ours
+    mean, se = float(difference.mean()), standard_error(difference)
+    record = {
+        "table": "second",
+        "switching_term": False,
+        "stream": stream,
+        "policy": policy,
+        "round": 16_000,
+        "figure": f"{figure}, policy - polar_experts",
+        "mean": mean,
+        "standard_error": se,
+    }
+    if figure == "loss_to_full":
+        # Not inferior: POLAR-E loses at most 5 % of the other's loss more.
+        share = (-mean + ONE_SIDED_95 * se) / float(other.mean())
+        record |= {"upper_limit_share": share, "within": bool(share <= 0.05)}
+    return record
+
+
+def second_stream(label: str, seeds: int) -> tuple[list[str], list[str], list[dict[str, Any]]]:
+    """One stream of the second set: its row of regrets, its row of losses, its records."""
+    stream, cost, expected = SECOND[label]
+    results = run(
+        LEARNT,
+        stream=stream,
+        cost=cost,
+        horizon=16_000,
+        clusters=8,
+        seeds=seeds,
+        switching_term=False,
+    )
+    ours = results.policies["polar_experts"].totals
+    shown = dict(zip(("lru", "polar", "polar_plus"), expected[1:], strict=True))
+    regret = f"{ours['regret'].mean():.0f} ± {standard_error(ours['regret']):.0f}"
+    regrets = [label, f"{regret} (prototype {expected[0][0]} ± {expected[0][1]})"]
+    losses = [label, f"{ours['loss_to_full'].mean():.0f}"]
+    records = []
+    for name in LEARNT[1:]:
+        other = results.policies[name].totals
+        loss = _paired(label, name, "loss_to_full", ours["loss_to_full"], other["loss_to_full"])
+        share = 100 * loss["upper_limit_share"]
+        losses.append(f"{loss['mean']:+.0f} ± {loss['standard_error']:.0f} ({share:+.1f} %)")
+        record = _paired(label, name, "regret", ours["regret"], other["regret"])
+        if name in shown:
+            mean0, se0 = shown[name]
+            record |= {"prototype_mean": mean0, "prototype_standard_error": se0}
+            regrets.append(
+                f"{record['mean']:+.0f} ± {record['standard_error']:.0f} "
+                f"(prototype {mean0:+d} ± {se0})"
+            )
+        records += [record, loss]
+    return regrets, losses, records
+
+
 def second_tables(seeds: int) -> list[Table]:
     """Regret and `loss_to_full` of POLAR-E and the others, `T = 16,000`, `G = 8`."""
-    regret_rows, loss_rows, records = [], [], []
-    for label, (stream, cost, expected) in SECOND.items():
-        results = run(
-            LEARNT,
-            stream=stream,
-            cost=cost,
-            horizon=16_000,
-            clusters=8,
-            seeds=seeds,
-            switching_term=False,
-        )
-        ours = results.policies["polar_experts"].totals
-        row = [label, f"{ours['regret'].mean():.0f} ± {standard_error(ours['regret']):.0f} "]
-        row[1] += f"(prototype {expected[0][0]} ± {expected[0][1]})"
-        shown = dict(zip(("lru", "polar", "polar_plus"), expected[1:], strict=True))
-        losses = [label, f"{ours['loss_to_full'].mean():.0f}"]
-        for name in LEARNT[1:]:
-            other = results.policies[name].totals
-            for figure in ("regret", "loss_to_full"):
-                paired = other[figure] - ours[figure]
-                mean, se = float(paired.mean()), standard_error(paired)
-                record = {
-                    "table": "second",
-                    "switching_term": False,
-                    "stream": label,
-                    "cost": cost,
-                    "policy": name,
-                    "round": 16_000,
-                    "figure": f"{figure}, policy - polar_experts",
-                    "mean": mean,
-                    "standard_error": se,
-                }
-                if figure == "loss_to_full":
-                    # Not inferior: POLAR-E loses at most 5 % of the other's loss more.
-                    upper = -mean + ONE_SIDED_95 * se
-                    share = upper / float(other[figure].mean())
-                    record |= {"upper_limit_share": share, "within": bool(share <= 0.05)}
-                    losses.append(f"{mean:+.0f} ± {se:.0f} ({100 * share:+.1f} %)")
-                elif name in shown:
-                    mean0, se0 = shown[name]
-                    record |= {"prototype_mean": mean0, "prototype_standard_error": se0}
-                    row.append(f"{mean:+.0f} ± {se:.0f} (prototype {mean0:+d} ± {se0})")
-                records.append(record)
-        regret_rows.append(row)
-        loss_rows.append(losses)
+    streams = [second_stream(label, seeds) for label in SECOND]
     regret = Table(
         f"Second set: regret of POLAR-E, and paired differences policy - POLAR-E ({seeds} seeds)",
         ["stream", "polar_experts", "lru", "polar", "polar_plus"],
-        regret_rows,
-        records,
+        [stream[0] for stream in streams],
+        [record for stream in streams for record in stream[2]],
     )
     loss = Table(
         "Second set: loss to full memory of POLAR-E, and paired differences policy - POLAR-E; "
         "in brackets the upper one-sided 95 % limit of what POLAR-E loses more, in % of the "
         "other's loss (at most 5 is not inferior)",
         ["stream", "polar_experts", *LEARNT[1:]],
-        loss_rows,
+        [stream[1] for stream in streams],
         [],
     )
     return [regret, loss]
