@@ -141,9 +141,11 @@ def _improve(problem: CacheProblem, start: Array) -> Array:
         values = _swap_values(problem, members).reshape(-1)
         best = jnp.argmax(values)
         out, incoming = best // num_adapters, best % num_adapters
-        now = objective(problem, members)
-        better = jnp.max(values) > now + tie_tolerance(problem, now)
         swapped = (members & (adapters != out)) | (adapters == incoming)
+        # Judged by the objective alone: the swap values are summed in another order, and
+        # two sets that each look better than the other would be swapped for ever.
+        now, then = objective(problem, members), objective(problem, swapped)
+        better = jnp.isfinite(jnp.max(values)) & (then > now + tie_tolerance(problem, now))
         return jnp.where(better, swapped, members), better
 
     going = jnp.ones((), bool)

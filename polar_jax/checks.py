@@ -4,6 +4,11 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 
+# Below this, float32 statistics overflow: their inverses start at 1 / ridge.
+MIN_RIDGE = 1e-6
+# Synthetic costs are divided by the price to give milliseconds.
+MIN_PRICE = 1e-9
+
 
 def one_of(label: str, value: str, allowed: Iterable[str]) -> str:
     """Returns `value`, or raises `ValueError` with the allowed ones and the nearest.

@@ -126,7 +126,7 @@ def _run(config: "RunConfig") -> int:
 
     try:
         prepared = experiment.prepare(config)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, OverflowError) as error:
         return _error(_describe(error), BAD_INPUT)
     _end_at_signals(lambda: store.release(prepared.folder))
     try:

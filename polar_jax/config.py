@@ -61,18 +61,19 @@ class RunConfig:
         centre, at least 0.
       stay: probability that the next request keeps its cluster, in [0, 0.9] (sticky,
         drifting).
-      segments: orders of popularity over the horizon, at least 1 (sticky, drifting).
+      segments: orders of popularity over the horizon, in [1, T] (sticky, drifting).
       period: requests before the popular pair of clusters moves on, at least 1 (rotating).
       costs: paging costs: "qwen2.5-7b", load times of LoRA adapters measured in vLLM and
         shipped with the package, or "synthetic:MEAN", drawn per seed as MEAN * U(0.5, 1.5)
         units of utility.
       paging: CSV, JSON or Parquet file of measured load times, in place of --costs, with
         columns adapter and ms. Adapters are taken in the order of the file.
-      price_per_ms: utility lost per millisecond of latency, at least 0.
+      price_per_ms: utility lost per millisecond of latency, at least 0 (1e-9 with synthetic
+        costs, where it turns costs into milliseconds).
       alpha: confidence factor of the router, units of utility, at least 0.
-      ridge: regularisation of the router's regressions, above 0.
+      ridge: regularisation of the router's regressions, in [1e-6, 1e6].
       noise: standard deviation of the reward noise, units of utility, at least 0; also the
-        sigma of --beta theory.
+        sigma of --beta theory. Not read by bernoulli, whose rewards are 0 or 1 (sigma 0.5).
       epoch_length: requests between two replans of polar, at least 1.
       switching_term: whether polar and polar_plus count the cost of loads when they replan.
       beta: confidence widths, constant (alpha) or theory (the proven schedule).
@@ -181,8 +182,13 @@ def check_numbers(config: RunConfig) -> None:
         )
     for option in ("zipf", "spread", "theta_spread", "price_per_ms", "alpha", "noise"):
         checks.between(_flag(option), getattr(config, option), 0.0, MAX_CONSTANT)
-    checks.finite_at_least("--ridge", config.ridge, 0.0, above=True)
-    checks.between("--ridge", config.ridge, 0.0, MAX_CONSTANT)
+    checks.between("--ridge", config.ridge, checks.MIN_RIDGE, MAX_CONSTANT)
+    if config.segments is not None:
+        checks.between("--segments", config.segments, 1, config.horizon, whole=True)
+    if config.costs is not None and config.costs.startswith(_SYNTHETIC):
+        checks.between("--price-per-ms", config.price_per_ms, checks.MIN_PRICE, MAX_CONSTANT)
+    for option, most in (("adapters", 10**5), ("clusters", 10**5), ("context_dim", 10**4)):
+        checks.between(_flag(option), getattr(config, option), 1, most, whole=True)
 
 
 def _flag(option: str) -> str:

@@ -63,16 +63,17 @@ def prepare(config: RunConfig) -> Prepared:
     options.check_numbers(config)
     problem = policies.Problem(config.adapters, config.slots, config.context_dim, config.horizon)
     names = options.policy_names(config, policies.NAMES)
+    env = environments.environment(
+        config.environment, num_clusters=config.clusters, num_segments=config.segments
+    )
     settings = policies.Settings(
         alpha=config.alpha,
         ridge=config.ridge,
         beta=config.beta,
-        sigma=config.noise,
+        # Rewards of 0 and 1 are 1/2-sub-Gaussian.
+        sigma=0.5 if env.binary_reward else config.noise,
         epoch_length=config.epoch_length,
         switching_term=config.switching_term,
-    )
-    env = environments.environment(
-        config.environment, num_clusters=config.clusters, num_segments=config.segments
     )
     params = environments.environment_params(
         env,

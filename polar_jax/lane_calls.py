@@ -26,7 +26,7 @@ class Costs:
     """Where paging costs come from: a measured table, or synthetic draws per seed.
 
     Attributes:
-      price_per_ms: utility lost per millisecond of latency, at least 0 (above 0 for
+      price_per_ms: utility lost per millisecond of latency, at least 0 (1e-9 for
         synthetic costs, whose milliseconds are the costs divided by it).
       table: measured latencies, or None.
       synthetic_mean: mean of the synthetic costs, units of utility; read without a table.
@@ -38,7 +38,8 @@ class Costs:
 
     def __post_init__(self) -> None:
         synthetic = self.table is None
-        checks.finite_at_least("price_per_ms", self.price_per_ms, 0.0, above=synthetic)
+        least = checks.MIN_PRICE if synthetic else 0.0
+        checks.finite_at_least("price_per_ms", self.price_per_ms, least)
         checks.finite_at_least("synthetic cost", self.synthetic_mean, 0.0)
 
 
@@ -70,6 +71,12 @@ class Experiment:
         if not self.policies:
             raise ValueError("policies must name at least one policy, got none.")
         checks.distinct("policies", [policy.name for policy in self.policies])
+        for policy in self.policies:
+            if policy.problem != self.problem:
+                raise ValueError(
+                    f"policy {policy.name!r} must be made for the experiment's {self.problem}, "
+                    f"got one for {policy.problem}."
+                )
         if len(self.seeds) == 0:
             raise ValueError("seeds must hold at least one seed, got none.")
         for seed in (*self.seeds, self.base_seed):

@@ -18,7 +18,15 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from polar_jax import environments, epochs, lane_calls, metrics, oracles
+from polar_jax import (
+    cache_search,
+    environments,
+    epochs,
+    lane_calls,
+    metrics,
+    oracles,
+    simulate,
+)
 from polar_jax.lane_calls import Costs, Experiment, Setup
 from polar_jax.policies import Policy, Problem
 from polar_jax.results import PolicyResult, Progress, Results, Wave, join, policy_results
@@ -50,9 +58,13 @@ def tile_width(problem: Problem, platform: str) -> int:
     """
     n, d = problem.num_adapters, problem.context_dim
     # Statistics are kept twice while they are updated; a chunk holds contexts,
-    # utilities and decisions; the oracle sees its sample twice.
+    # utilities and decisions; the oracle sees its sample twice; a replan holds every
+    # sampled direction, and the enumeration one chunk of contexts for every subset.
     chunk = CHUNK_ROUNDS * (3 * n + 2 * d + 16) + 2 * oracles.ORACLE_CONTEXTS * n
-    lane_bytes = 4 * (2 * n * d * (3 * d + 4) + chunk)
+    planned = (
+        simulate.SAMPLE_ROUNDS * n * d + cache_search.EXACT_CHUNK * oracles.EXACT_ORACLE_SUBSETS
+    )
+    lane_bytes = 4 * (2 * n * d * (3 * d + 4) + chunk + planned)
     budget = _TILE_BYTES.get(platform, _TILE_BYTES_ACCELERATOR)
     width = _TILE.get(platform, _TILE_ACCELERATOR)
     while width > 1 and width * lane_bytes > budget:

@@ -22,7 +22,7 @@ class Settings:
 
     Attributes:
       alpha: confidence factor of the router, units of utility.
-      ridge: regularisation, above 0.
+      ridge: regularisation, at least 1e-6.
       beta: "constant" (`alpha`) or "theory".
       sigma: sub-Gaussian constant of the noise, read by "theory".
       delta: failure probability, read by "theory".
@@ -73,7 +73,8 @@ class Settings:
     def __post_init__(self) -> None:
         for label in ("alpha", "sigma", "theta_bound", "quota_scale", "experts_quota_scale"):
             checks.finite_at_least(label, getattr(self, label), 0.0)
-        for label in ("ridge", "value_half_life", "score_half_life", "amortised_epochs"):
+        checks.between("ridge", self.ridge, checks.MIN_RIDGE, math.inf)
+        for label in ("value_half_life", "score_half_life", "amortised_epochs"):
             checks.finite_at_least(label, getattr(self, label), 0.0, above=True)
         for label in ("margin", "value_beta_ratio", "value_beta_max"):
             checks.finite_at_least(label, getattr(self, label), 0.0)
@@ -107,6 +108,7 @@ class Policy(NamedTuple):
     """A named policy, ready to run on one problem size."""
 
     name: str
+    problem: Problem
     rule: Rule
     params: PolicyParams
     schedule: epochs.Schedule
@@ -163,6 +165,7 @@ def _compose(
     used_ends = ends if replans or quota_scale > 0.0 else ends[:0]
     return Policy(
         name=name,
+        problem=problem,
         rule=Rule(
             router=router or routers.linucb(beta=settings.beta),
             controller=controller,

@@ -48,7 +48,9 @@ def claim(out: pathlib.Path | None, *, overwrite: bool = False) -> Folder:
             f"--out {str(out)!r} already holds files; allowed are a new or empty folder, or "
             "--overwrite."
         )
-    return _mark(Folder(out, _make(out)), exclusive=not overwrite)
+    if overwrite:
+        _drop_dead_claim(out)
+    return _mark(Folder(out, _make(out)))
 
 
 def _claim_next(parent: pathlib.Path) -> Folder:
@@ -63,7 +65,7 @@ def _claim_next(parent: pathlib.Path) -> Folder:
             path.mkdir()
         except FileExistsError:
             continue
-        return _mark(Folder(path, (path, *created)), exclusive=True)
+        return _mark(Folder(path, (path, *created)))
 
 
 def _make(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
@@ -73,13 +75,28 @@ def _make(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
     return tuple(missing)
 
 
-def _mark(folder: Folder, *, exclusive: bool) -> Folder:
+def _drop_dead_claim(path: pathlib.Path) -> None:
+    """Removes the marker of a run that was killed: its process is gone."""
+    marker = path / MARKER
+    try:
+        os.kill(int(marker.read_text("utf-8")), 0)
+    except (FileNotFoundError, PermissionError):
+        # No claim, or a living process of another user.
+        return
+    except (ProcessLookupError, ValueError, OverflowError):
+        marker.unlink(missing_ok=True)
+
+
+def _mark(folder: Folder) -> Folder:
     """Writes the marker, which also shows that files can be written."""
     try:
-        with open(folder.path / MARKER, "x" if exclusive else "w", encoding="utf-8") as file:
+        with open(folder.path / MARKER, "x", encoding="utf-8") as file:
             file.write(f"{os.getpid()}\n")
     except FileExistsError:
-        raise ValueError(f"{str(folder.path)!r} has just been taken by another run.") from None
+        raise ValueError(
+            f"{str(folder.path)!r} is being written by another run; allowed are another folder, "
+            "or waiting for it to end."
+        ) from None
     except OSError:
         release(folder)
         raise

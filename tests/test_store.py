@@ -92,3 +92,19 @@ def test_a_folder_below_a_file_is_refused() -> None:
     pathlib.Path("file").write_text("")
     with pytest.raises(OSError, match="Not a directory"):
         store.claim(pathlib.Path("file/below"))
+
+
+def test_two_runs_never_share_a_folder_even_with_overwrite(tmp_path: pathlib.Path) -> None:
+    held = store.claim(tmp_path / "out", overwrite=True)
+    with pytest.raises(ValueError, match="another run"):
+        store.claim(tmp_path / "out", overwrite=True)
+    store.release(held)
+    store.release(store.claim(tmp_path / "out", overwrite=True))
+
+
+def test_the_claim_of_a_killed_run_is_taken_over_with_overwrite(tmp_path: pathlib.Path) -> None:
+    # No process has this number: it is above every limit that Linux allows.
+    (tmp_path / store.MARKER).write_text(f"{2**22 + 1}\n")
+    folder = store.claim(tmp_path, overwrite=True)
+    store.release(folder)
+    assert not (tmp_path / store.MARKER).exists()

@@ -1,0 +1,154 @@
+"""Builders shared by the engine's tests, and the way from its output to the reference."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from reference import ReferenceLane, ReferenceProblem, ReferenceRounds, ReferenceSettings
+
+from polar_jax import environments, lanes, policies, routers
+
+
+def make_experiment(
+    names: Sequence[str] | None = None,
+    *,
+    environment: str = "clustered",
+    adapters: int = 7,
+    slots: int = 3,
+    dim: int = 5,
+    horizon: int = 1500,
+    seeds: Sequence[int] = (0, 1),
+    settings: policies.Settings | None = None,
+    dtype: Any = np.float32,
+    made: Sequence[policies.Policy] | None = None,
+    **constants: float,
+) -> lanes.Experiment:
+    """An experiment on a small problem; `made` policies take the place of `names`."""
+    sizes = policies.Problem(adapters, slots, dim, horizon)
+    env = environments.environment(environment)
+    return lanes.Experiment(
+        problem=sizes,
+        environment=env,
+        environment_params=environments.environment_params(
+            env, horizon=horizon, **{"period": 500, **constants}
+        ),
+        costs=lanes.Costs(),
+        policies=made
+        or [policies.policy(name, **sizes._asdict(), settings=settings) for name in names or ()],
+        seeds=seeds,
+        dtype=dtype,
+    )
+
+
+@contextlib.contextmanager
+def double_precision() -> Iterator[None]:
+    """Float64 in every thread: programs are compiled outside the caller's own thread.
+
+    Float64 tests are about rules, not about speed: compiling them quickly halves their time.
+    """
+    changes = {"jax_enable_x64": True, "jax_disable_most_optimizations": True}
+    before = {name: jax.config.read(name) for name in changes}
+    for name, value in changes.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def run_kept(experiment: lanes.Experiment) -> lanes.Results:
+    """Runs with all decisions kept, in the dtype that the experiment asks for."""
+    if experiment.dtype == np.float64:
+        with double_precision():
+            return lanes.run(experiment, keep_decisions=True)
+    return lanes.run(experiment, keep_decisions=True)
+
+
+def thompson_normals(bits: np.ndarray, num_adapters: int) -> np.ndarray:
+    """`[T, N]` normals of the Thompson router from its `[T, 2]` bits."""
+
+    def normals(one: jax.Array) -> jax.Array:
+        return routers.thompson_normal(one, num_adapters=num_adapters)
+
+    return np.asarray(jax.vmap(normals)(jax.numpy.asarray(bits)))
+
+
+def reference_rounds(
+    experiment: lanes.Experiment, result: lanes.PolicyResult, lane: int
+) -> ReferenceRounds:
+    """The requests of one lane as the reference reads them."""
+    assert result.rounds is not None
+    one = jax.tree.map(lambda x: np.asarray(x)[lane], result.rounds)
+    return ReferenceRounds(
+        context=one.context,
+        utility=one.utility,
+        noise=one.noise,
+        binary_reward=experiment.environment.binary_reward,
+        policy_bits=one.policy_bits,
+        thompson_normal=thompson_normals(one.policy_bits, experiment.problem.num_adapters),
+        reservoir_slot=one.reservoir_slot,
+    )
+
+
+def reference_problem(
+    experiment: lanes.Experiment, results: lanes.Results, lane: int
+) -> ReferenceProblem:
+    """The costs of one lane as the reference reads them; loads cost what page-ins do."""
+    cost = np.asarray(results.paging_cost[lane], np.float64)
+    return ReferenceProblem(
+        paging_cost=cost,
+        switch_cost=cost,
+        paging_ms=cost / experiment.costs.price_per_ms,
+        cache_slots=experiment.problem.cache_slots,
+    )
+
+
+def reference_settings(settings: policies.Settings | None) -> ReferenceSettings:
+    """The policies' constants under the reference's names."""
+    own = settings or policies.Settings()
+    return ReferenceSettings(
+        alpha=own.alpha,
+        ridge=own.ridge,
+        theory_beta=own.beta == "theory",
+        sigma=own.sigma,
+        delta=own.delta,
+        theta_bound=own.theta_bound,
+        first_epoch=own.first_epoch,
+        quota_scale=own.quota_scale,
+        experts_quota_scale=own.experts_quota_scale,
+        half_life=own.value_half_life,
+        margin=own.margin,
+        value_beta_ratio=own.value_beta_ratio,
+        value_beta_max=own.value_beta_max,
+        half_lives=own.expert_half_lives,
+        score_half_life=own.score_half_life,
+        epsilon=own.epsilon,
+        thompson_scale=own.thompson_scale,
+        epoch_length=own.epoch_length,
+        switching_term=own.switching_term,
+        use_reservoir=own.sample == "reservoir",
+        solver_plus=own.search_plus,
+    )
+
+
+def engine_lane(
+    experiment: lanes.Experiment, result: lanes.PolicyResult, lane: int
+) -> ReferenceLane:
+    """One lane's decisions in the reference's own record; the model itself is not kept."""
+    assert result.decisions is not None
+    done = jax.tree.map(lambda x: np.asarray(x)[lane], result.decisions)
+    num_adapters = experiment.problem.num_adapters
+    return ReferenceLane(
+        actions=done.adapter.astype(np.int64),
+        forced=done.forced,
+        resident=done.resident,
+        switching=done.switch_cost.astype(np.float64),
+        loads=done.loads.astype(np.int64),
+        switching_ms=done.switch_ms.astype(np.float64),
+        final_resident=done.resident[-1],
+        theta_hat=np.zeros((num_adapters, experiment.problem.context_dim)),
+        pulls=np.bincount(done.adapter, minlength=num_adapters),
+    )
