@@ -179,7 +179,12 @@ class _Run:
         self.mesh = Mesh(np.asarray(devices[: self.num_devices]), ("lanes",))
         dtype, problem = experiment.dtype, experiment.problem
         self.marks = epochs.curve_rounds(problem.horizon)
-        self.data = [lane_calls.policy_data(p, problem, dtype) for p in experiment.policies]
+        # Placed once: a call that is handed host arrays copies them to every device.
+        everywhere = NamedSharding(self.mesh, _SHARED)
+        self.data = jax.device_put(
+            [lane_calls.policy_data(p, problem, dtype) for p in experiment.policies], everywhere
+        )
+        self.stream = jax.device_put(experiment.environment_params, everywhere)
         self.costs = lane_calls.cost_arrays(experiment.costs, problem.num_adapters, dtype)
         rules = [policy.rule for policy in experiment.policies]
         self.needs = lane_calls.Needs(
@@ -205,7 +210,7 @@ class _Run:
         experiment = self.experiment
         spread = jax.device_put(seeds, NamedSharding(self.mesh, _LANES))
         base = np.int32(experiment.base_seed)
-        return spread, base, experiment.environment_params, self.costs
+        return spread, base, self.stream, self.costs
 
     def _clock(self, policy: Policy, first_round: int) -> ChunkClock:
         return epochs.chunk_clock(
@@ -257,7 +262,7 @@ class _Run:
         )
         setup_args = self._setup_args(seeds)
         fixed = self._shapes(setup, setup_args)
-        draw_args = (fixed.key, fixed.instance, exp.environment_params, np.int32(0))
+        draw_args = (fixed.key, fixed.instance, self.stream, np.int32(0))
         rounds = self._shapes(draw, draw_args)
         pick_args = (rounds.utility, self._picks(0)[0])
         sample = jax.ShapeDtypeStruct(
@@ -343,7 +348,7 @@ class _Run:
         parts = []
         for first in np.unique(self.sampled // self.chunk) * self.chunk:
             block = np.int32(first // environments.BLOCK)
-            rounds = programs.draw(key, setup.instance, exp.environment_params, block)
+            rounds = programs.draw(key, setup.instance, self.stream, block)
             picks, count = self._picks(int(first))
             parts.append(self._settled(programs.pick(rounds.utility, picks))[:, :count])
         sample = jnp.concatenate(parts, axis=1)
@@ -371,9 +376,7 @@ class _Run:
         for first in range(0, horizon, self.chunk):
             self._report(seeds.size, first)
             block = np.int32(first // environments.BLOCK)
-            rounds = self._settled(
-                programs.draw(setup.key, setup.instance, exp.environment_params, block)
-            )
+            rounds = self._settled(programs.draw(setup.key, setup.instance, self.stream, block))
             fresh = []
             for i, policy in enumerate(exp.policies):
                 clock = self._clock(policy, first)
