@@ -203,6 +203,11 @@ def oracle_rounds(env: Environment, horizon: int) -> np.ndarray:
     return np.arange(0, horizon, -(-horizon // oracles.ORACLE_CONTEXTS))
 
 
+def pick(utility: Array, rounds: Array) -> Array:
+    """`[p, N]` utilities of some rounds of a chunk, for the oracle's sample."""
+    return utility[rounds]
+
+
 def oracle(problem: Problem, inputs: LaneInputs, utility: Array, weight: Array) -> Array:
     """`[N]` the static oracle's set from `[m, N]` utilities with weights `[m]`."""
     return oracles.static_oracle(

@@ -231,35 +231,20 @@ class _Run:
         stride = int(self.sampled[1] - self.sampled[0]) if self.sampled.size > 1 else self.chunk
         return -(-self.chunk // stride)
 
+    def _program(self, function: Callable[..., Any], *fixed: Any, **shape: Any) -> Any:
+        """How to build `function`, its first arguments `fixed`, over the lanes of a wave."""
+        bound = functools.partial(function, *fixed)
+        return functools.partial(_over_lanes, bound, self.mesh, **shape)
+
     def _base_jobs(self, seeds: np.ndarray) -> tuple[list[_Job], Setup, Rounds, Array]:
         """Programs that no policy changes, and the shapes of what they return."""
         exp, mesh = self.experiment, self.mesh
         env, problem, dtype = exp.environment, exp.problem, exp.dtype
         shared = (env, dtype, mesh)
-        setup = functools.partial(
-            _over_lanes,
-            functools.partial(lane_calls.setup, env, problem, dtype),
-            mesh,
-            lanes=1,
-            shared=3,
-        )
-        draw = functools.partial(
-            _over_lanes,
-            functools.partial(lane_calls.draw, env, self.needs, self.chunk, dtype),
-            mesh,
-            lanes=2,
-            shared=2,
-        )
-        pick = functools.partial(
-            _over_lanes, lambda utility, picks: utility[picks], mesh, lanes=1, shared=1
-        )
-        oracle = functools.partial(
-            _over_lanes,
-            functools.partial(lane_calls.oracle, problem),
-            mesh,
-            lanes=2,
-            shared=1,
-        )
+        setup = self._program(lane_calls.setup, env, problem, dtype, lanes=1, shared=3)
+        draw = self._program(lane_calls.draw, env, self.needs, self.chunk, dtype, lanes=2, shared=2)
+        pick = self._program(lane_calls.pick, lanes=1, shared=1)
+        oracle = self._program(lane_calls.oracle, problem, lanes=2, shared=1)
         setup_args = self._setup_args(seeds)
         fixed = self._shapes(setup, setup_args)
         draw_args = (fixed.key, fixed.instance, self.stream, np.int32(0))
@@ -293,22 +278,11 @@ class _Run:
         num_base = len(jobs)
         for policy, data in zip(exp.policies, self.data, strict=True):
             known = (policy.rule, env.binary_reward, problem.context_dim, mesh)
-            start = functools.partial(
-                _over_lanes,
-                functools.partial(lane_calls.start, policy, env, problem),
-                mesh,
-                lanes=2,
-                shared=1,
-            )
+            start = self._program(lane_calls.start, policy, env, problem, lanes=2, shared=1)
             start_args = (fixed.inputs, chosen, data)
             state = self._shapes(start, start_args)
-            advance = functools.partial(
-                _over_lanes,
-                functools.partial(lane_calls.advance, policy, env, self.keep),
-                mesh,
-                lanes=4,
-                shared=2,
-                donate=True,
+            advance = self._program(
+                lane_calls.advance, policy, env, self.keep, lanes=4, shared=2, donate=True
             )
             args = (state, fixed.inputs, chosen, rounds, data, self._clock(policy, 0))
             jobs.append(_Job(("start", *known), start, start_args))
