@@ -139,7 +139,7 @@ def run(
     Args:
       experiment: what to run.
       num_devices: at most so many devices; all of them where None. It changes no result.
-      chunk_rounds: rounds per compiled call, a multiple of 256. It changes no decision.
+      chunk_rounds: rounds per compiled call, a multiple of 256. It changes no result.
       keep_decisions: also return all rounds and decisions; memory then grows with `T`.
       progress: called on the host after each step.
 
@@ -389,7 +389,8 @@ class _Run:
 
     def _add(self, totals: list[np.ndarray], sums: list[Array]) -> None:
         for total, one in zip(totals, jax.block_until_ready(sums), strict=bool(sums)):
-            total += np.asarray(one, np.float64)
+            for block in np.moveaxis(np.asarray(one, np.float64), 1, 0):
+                total += block
 
     def _report(self, lanes: int, rounds: int) -> None:
         exp = self.experiment

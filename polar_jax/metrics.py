@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from polar_jax import cache_value, paging
+from polar_jax.environments import BLOCK
 from polar_jax.linalg import HIGHEST
 from polar_jax.types import Decisions, LaneInputs, Rounds
 
@@ -78,18 +79,22 @@ def round_parts(
 
 
 def interval_sums(parts: Array, interval: Array, *, num_intervals: int) -> Array:
-    """Sums of `parts` over the intervals between curve marks.
+    """Sums of `parts` over the intervals between curve marks, block by block.
+
+    One sum per block, not per chunk: the host adds blocks in order, so that the length
+    of a chunk changes no bit.
 
     Args:
-      parts: `[n, F]`.
+      parts: `[n, F]`, `n` a multiple of `BLOCK`.
       interval: `[n]` int32 interval of each round; -1 leaves the round out.
       num_intervals: how many intervals there are.
 
     Returns:
-      `[num_intervals, F]`.
+      `[n / BLOCK, num_intervals, F]`.
     """
-    member = interval[None, :] == jnp.arange(num_intervals, dtype=jnp.int32)[:, None]
+    intervals = jnp.arange(num_intervals, dtype=jnp.int32)
+    member = interval.reshape(-1, 1, BLOCK) == intervals[None, :, None]
     # Rounds past the horizon hold no decision; they are excluded before the product,
     # where a zero weight would still let a NaN through.
-    valid = jnp.where((interval >= 0)[:, None], parts, 0.0)
-    return jnp.einsum("pn,nf->pf", member.astype(parts.dtype), valid, precision=HIGHEST)
+    valid = jnp.where((interval >= 0)[:, None], parts, 0.0).reshape(-1, BLOCK, parts.shape[1])
+    return jnp.einsum("bpn,bnf->bpf", member.astype(parts.dtype), valid, precision=HIGHEST)
