@@ -10,7 +10,7 @@ import numpy as np
 
 from polar_jax import checks
 from polar_jax.sweep import bootstrap
-from polar_jax.sweep.exponents import AXES, FIGURES, Fit, fit, least_horizon
+from polar_jax.sweep.exponents import AXES, FIGURES, Fit, fit, least_horizon, refused
 
 _OPTIONS = {"adapters": "num_adapters", "slots": "cache_slots"}
 _SIZES = ("num_adapters", "cache_slots", "context_dim", "horizon")
@@ -35,7 +35,7 @@ _BOUND = "upper bound d sqrt(N T) + sqrt(K T) up to logarithms (arXiv:2604.16583
 _LEARNING = (
     "upper bound d sqrt(N T) up to logarithms, LinUCB with beta = theory on linear utilities"
 )
-_QUOTA = "forced rounds grow as sqrt(K T) by construction"
+_QUOTA = "at most of the order of sqrt(K T) forced rounds, by construction"
 
 
 def axis_column(axis: str) -> str:
@@ -204,9 +204,8 @@ def study(
         points = table[0] if table.size else np.empty(0, np.int64)
         for figure in figures:
             if changing or not table.size:
-                empty = np.empty((3, 0))
                 why_not = changing or f"no seed was run at every value of {axis}"
-                fits.append(Fit(figure, policy, axis, group, len(table), *empty, (), why_not))
+                fits.append(refused(figure, policy, axis, group, seeds=len(table), why_not=why_not))
                 continue
             fits.append(
                 fit(
