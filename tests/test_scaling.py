@@ -19,7 +19,8 @@ ALLOWED = 1e-6  # chance that a correct build fails one statistical test of this
 
 def fit(values: np.ndarray, x: np.ndarray = DECADES, **options: Any) -> Fit:
     """A fit of regret, named."""
-    return exponents.fit(values, x, **{"figure": "regret", "policy": "polar_plus"} | options)
+    named: dict[str, Any] = {"figure": "regret", "policy": "polar_plus"}
+    return exponents.fit(values, x, **named | options)
 
 
 def exact(curve: np.ndarray, seeds: int = 16) -> np.ndarray:
