@@ -1,13 +1,15 @@
 """Searches for a resident set: `top_k`, `greedy`, `distorted_greedy`, `local_search`, `exact`.
 
 Every search maps a `CacheProblem` to a `[N]` bool set of at most `cache_slots`
-adapters, inside `jit`. `cache_slots` is data, except in `exact`, whose table of subsets
-is a host array. Guarantees and tie rules: `docs/model.md`, "Cache optimisation".
+adapters, inside `jit`. `cache_slots` is data; the subsets that an enumeration tries are
+data too (`SubsetTable`), made on the host. Guarantees and tie rules: `docs/model.md`,
+"Cache optimisation".
 """
 
 import functools
 import itertools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +24,10 @@ from polar_jax.cache_value import (
 )
 from polar_jax.linalg import HIGHEST
 
-# Contexts evaluated at once by `exact`: its working set is this times the subsets.
-EXACT_CHUNK = 64
+# Subsets and contexts that the enumeration looks at together: what stays in cache.
+SUBSET_BLOCK, SUBSET_CONTEXTS = 64, 512
+# Up to so many adapters a table has room for subsets of any size.
+WIDE_TABLE = 32
 
 
 def top_k(problem: CacheProblem) -> Array:
@@ -169,25 +173,18 @@ def local_search(problem: CacheProblem) -> Array:
     return jnp.where(stays, ends[1], ends[0])
 
 
-def subset_table(num_adapters: int, cache_slots: int, *, smaller: bool) -> np.ndarray:
-    """Subsets as rows of indices, largest first, then in lexicographic order.
+class SubsetTable(NamedTuple):
+    """Subsets to try, as data of a compiled search: `B` blocks of `SUBSET_BLOCK` columns.
 
-    Args:
-      num_adapters: `N`.
-      cache_slots: `K`, in `[0, N]`.
-      smaller: include the subsets with fewer than `K` members.
-
-    Returns:
-      `[S, max(K, 1)]` int32; short rows are filled with `N`, which stands for no adapter.
+    Shapes depend on a limit and on `N`, not on `K`, so that sets of any size share a
+    program. Rows beyond a subset's members hold `N`, which stands for no adapter.
     """
-    sizes = range(cache_slots, -1, -1) if smaller else (cache_slots,)
-    width = max(cache_slots, 1)
-    rows = [
-        list(subset) + [num_adapters] * (width - size)
-        for size in sizes
-        for subset in itertools.combinations(range(num_adapters), size)
-    ]
-    return np.asarray(rows, np.int32).reshape(-1, width)
+
+    members: Any  # [B, W, SUBSET_BLOCK] int32, adapters of each subset along W
+    num_blocks: Any  # [] int32, blocks that hold subsets
+    num_members: Any  # [] int32, members of the largest subset
+    num_subsets: Any  # [] int32
+    complete: Any  # [] bool, False where there were too many subsets to list
 
 
 def num_subsets(num_adapters: int, cache_slots: int) -> int:
@@ -195,23 +192,118 @@ def num_subsets(num_adapters: int, cache_slots: int) -> int:
     return math.comb(num_adapters, cache_slots)
 
 
-def subset_savings(problem: CacheProblem, table: np.ndarray) -> Array:
-    """`[S]` savings of every subset in `table` `[S, K]`, over the problem's contexts."""
+def _subsets(num_adapters: int, cache_slots: int, *, smaller: bool) -> list[tuple[int, ...]]:
+    """Subsets, largest first, then in lexicographic order."""
+    sizes = range(cache_slots, -1, -1) if smaller else (cache_slots,)
+    return [
+        subset for size in sizes for subset in itertools.combinations(range(num_adapters), size)
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def subset_table(
+    num_adapters: int,
+    cache_slots: int,
+    *,
+    limit: int | None = None,
+    padded_adapters: int | None = None,
+    smaller: bool = False,
+) -> SubsetTable:
+    """The subsets of `cache_slots` adapters, as host arrays.
+
+    Args:
+      num_adapters: `N`.
+      cache_slots: `K`, in `[0, N]`.
+      limit: most subsets to list; above it the table is not `complete`. None: no limit.
+      padded_adapters: adapters that the program was compiled for, at least `N`.
+      smaller: also the subsets with fewer than `K` members.
+
+    Returns:
+      The table.
+    """
+    none = num_adapters if padded_adapters is None else padded_adapters
+    complete = limit is None or num_subsets(num_adapters, cache_slots) <= limit
+    subsets = _subsets(num_adapters, cache_slots, smaller=smaller) if complete else []
+    room = -(-(limit or len(subsets)) // SUBSET_BLOCK)
+    width = max(1, none if none <= WIDE_TABLE or (complete and cache_slots > 4) else 4)
+    members = np.full((room * SUBSET_BLOCK, width), none, np.int32)
+    for row, subset in enumerate(subsets):
+        members[row, : len(subset)] = subset
+    return SubsetTable(
+        members=np.ascontiguousarray(members.reshape(room, SUBSET_BLOCK, width).swapaxes(1, 2)),
+        num_blocks=np.int32(-(-len(subsets) // SUBSET_BLOCK)),
+        num_members=np.int32(cache_slots),
+        num_subsets=np.int32(len(subsets)),
+        complete=np.bool_(complete),
+    )
+
+
+def _subset_values(problem: CacheProblem, table: SubsetTable) -> tuple[Array, Array]:
+    """`[B, SUBSET_BLOCK]` objective and loads of every subset, over the problem's contexts."""
     num_contexts, num_adapters = problem.saving.shape
-    short = -num_contexts % EXACT_CHUNK
-    padded = jnp.pad(problem.saving, ((0, short), (0, 1)))
-    weight = jnp.pad(problem.weight, (0, short))
+    short = -num_contexts % SUBSET_CONTEXTS
+    # Contiguous in contexts, so that each gather copies rows; the last row is no adapter.
+    saving = jnp.pad(problem.saving, ((0, short), (0, 1)))
+    rows = saving.reshape(-1, SUBSET_CONTEXTS, num_adapters + 1).swapaxes(1, 2)
+    weight = jnp.pad(problem.weight, (0, short)).reshape(-1, SUBSET_CONTEXTS)
+    load_cost = jnp.pad(problem.load_cost, (0, 1))
+    absent = jnp.pad((~problem.resident).astype(jnp.int32), (0, 1))
+    members = jnp.asarray(table.members)
 
-    def chunk(inputs: tuple[Array, Array]) -> Array:
-        saving, weights = inputs
-        rows = saving.T  # contiguous in contexts, so that each gather copies a row
-        best = rows[table[:, 0]]
-        for column in range(1, table.shape[1]):
-            best = jnp.maximum(best, rows[table[:, column]])
-        return jnp.dot(best, weights, precision=HIGHEST)
+    def block(b: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        values, loads = carry
+        subset = members[b]
 
-    chunks = padded.reshape(-1, EXACT_CHUNK, num_adapters + 1), weight.reshape(-1, EXACT_CHUNK)
-    return jnp.sum(jax.lax.map(chunk, chunks), axis=0)
+        def chunk(c: Array, total: Array) -> Array:
+            here = rows[c]
+
+            def join(k: Array, best: Array) -> Array:
+                return jnp.maximum(best, here[subset[k]])
+
+            best = jax.lax.fori_loop(1, table.num_members, join, here[subset[0]])
+            return total + jnp.dot(best, weight[c], precision=HIGHEST)
+
+        gained = jax.lax.fori_loop(0, weight.shape[0], chunk, jnp.zeros_like(values[0]))
+        paid = jnp.sum(load_cost[subset], axis=0)
+        return values.at[b].set(gained - paid), loads.at[b].set(
+            jnp.sum(absent[subset], axis=0, dtype=jnp.int32)
+        )
+
+    shape = members.shape[0], SUBSET_BLOCK
+    start = jnp.zeros(shape, problem.saving.dtype), jnp.zeros(shape, jnp.int32)
+    return jax.lax.fori_loop(0, table.num_blocks, block, start)
+
+
+def exact_of(problem: CacheProblem, table: SubsetTable) -> Array:
+    """The best set among those of a table; see `exact`."""
+    num_adapters = problem.load_cost.shape[0]
+    values, loads = (one.reshape(-1) for one in _subset_values(problem, table))
+    listed = jnp.arange(values.shape[0], dtype=jnp.int32) < table.num_subsets
+    values = jnp.where(listed, values, -jnp.inf)
+    best = jnp.max(values)
+    tied = listed & (values >= best - tie_tolerance(problem, best))
+    fewest = jnp.min(jnp.where(tied, loads, num_adapters + 1))
+    winner = jnp.argmax(tied & (loads == fewest)).astype(jnp.int32)
+    members = jnp.asarray(table.members)[winner // SUBSET_BLOCK, :, winner % SUBSET_BLOCK]
+    adapters = jnp.arange(num_adapters, dtype=jnp.int32)
+    return jnp.any(members[:, None] == adapters[None, :], axis=0)
+
+
+def exact_or_local(problem: CacheProblem, table: SubsetTable) -> Array:
+    """`exact` where the table holds every subset, else `local_search`.
+
+    Args:
+      problem: the cache problem.
+      table: the subsets; shared by all lanes of a call, so that the choice stays a branch.
+
+    Returns:
+      `[N]` bool set.
+    """
+    if jnp.shape(table.members)[0] == 0:
+        return local_search(problem)
+    return jax.lax.cond(
+        table.complete, lambda one: exact_of(one, table), lambda one: local_search(one), problem
+    )
 
 
 def exact(problem: CacheProblem, *, cache_slots: int, smaller: bool = False) -> Array:
@@ -230,14 +322,4 @@ def exact(problem: CacheProblem, *, cache_slots: int, smaller: bool = False) -> 
       `[N]` bool set.
     """
     num_adapters = problem.load_cost.shape[0]
-    table = subset_table(num_adapters, cache_slots, smaller=smaller)
-    membership = np.zeros((table.shape[0], num_adapters + 1), bool)
-    np.put_along_axis(membership, table, True, axis=1)
-    membership = jnp.asarray(membership[:, :num_adapters])
-    costs = jnp.where(membership, problem.load_cost[None, :], 0.0)
-    values = subset_savings(problem, table) - jnp.sum(costs, axis=1)
-    loads = jnp.sum(membership & ~problem.resident[None, :], axis=1)
-    best = jnp.max(values)
-    tied = values >= best - tie_tolerance(problem, best)
-    fewest = jnp.min(jnp.where(tied, loads, num_adapters + 1))
-    return membership[jnp.argmax(tied & (loads == fewest))]
+    return exact_of(problem, subset_table(num_adapters, cache_slots, smaller=smaller))

@@ -64,6 +64,7 @@ def cache_problem(
     *,
     weight: Array,
     rounds: Array,
+    active: Array | None = None,
 ) -> CacheProblem:
     """States the choice of a resident set as a `CacheProblem`.
 
@@ -75,6 +76,8 @@ def cache_problem(
       cache_slots: `[]` int32 `K`, in `[0, N]`.
       weight: `[m]` weights of the contexts, at least 0; they are normalised.
       rounds: `[]` rounds over which the loads are amortised.
+      active: `[N]` bool, False for adapters that only fill up a shape and may not be chosen
+        (their utilities are `-inf`); all may where None.
 
     Returns:
       The problem, whose objective is in units of utility over `rounds` rounds.
@@ -82,10 +85,13 @@ def cache_problem(
     base = base_value(utility, paging_cost)
     total = jnp.maximum(jnp.sum(weight), 1.0)
     scaled = weight * (rounds / total)
+    load_cost = jnp.where(resident, jnp.zeros_like(switch_cost), switch_cost)
+    if active is not None:
+        load_cost = jnp.where(active, load_cost, jnp.inf)
     return CacheProblem(
         saving=jnp.maximum(utility - base[:, None], 0.0),
         weight=scaled,
-        load_cost=jnp.where(resident, jnp.zeros_like(switch_cost), switch_cost),
+        load_cost=load_cost,
         resident=resident,
         cache_slots=jnp.asarray(cache_slots, jnp.int32),
         floor=jnp.dot(base, scaled, precision=HIGHEST),

@@ -48,6 +48,8 @@ class Instance(NamedTuple):
     theta: Array  # [N, d] float32, on the unit sphere
     table: Array  # [G, N] float32, deviation from linearity (bernoulli)
     popularity: Array  # [S, G] float32, cumulative probabilities of the clusters
+    active: Array  # [N] bool, False for adapters that only fill up a shape
+    features: Array  # [d] bool, False for features that only fill up a shape
 
 
 class _Shape(NamedTuple):
@@ -214,19 +216,25 @@ def _instance(
     key: Array,
     params: EnvironmentParams,
     *,
-    num_adapters: int,
-    context_dim: int,
+    active: Array,
+    features: Array,
     shape: _Shape,
     kind: _Kind,
 ) -> Instance:
-    """What is fixed for a seed."""
+    """What is fixed for a seed; `active` `[N]` and `features` `[d]` bool say what is no padding."""
+    num_adapters, context_dim = active.shape[0], features.shape[0]
     streams = _streams(key)
     num_clusters = shape.num_clusters
-    centres = _normalise(_grid_normal(streams.centres, num_clusters, context_dim))
+    scattered = jnp.where(
+        features[None, :], _grid_normal(streams.centres, num_clusters, context_dim), 0.0
+    )
+    centres = _normalise(scattered)
     # Cluster i mod G for each adapter, shuffled: ranks of independent uniforms.
-    draws = _indexed_uniform(streams.assignment, num_adapters)
+    draws = jnp.where(active, _indexed_uniform(streams.assignment, num_adapters), 2.0)
     cluster = jnp.argsort(jnp.argsort(draws)) % num_clusters
-    scatter = _grid_normal(streams.theta, num_adapters, context_dim)
+    scatter = jnp.where(
+        features[None, :], _grid_normal(streams.theta, num_adapters, context_dim), 0.0
+    )
     centred = centres[cluster] + params.theta_spread * scatter
     table = jnp.zeros((num_clusters, num_adapters), jnp.float32)
     if kind.binary:
@@ -236,6 +244,8 @@ def _instance(
         theta=_normalise(scatter if kind.isotropic else centred),
         table=table,
         popularity=_popularity(streams.order, params.zipf, shape),
+        active=active,
+        features=features,
     )
 
 
@@ -253,6 +263,7 @@ def _rounds(
     # One key per feature and the block's rounds from it: padding features changes none.
     features = _keys(streams.context, instance.theta.shape[1])
     scatter = jax.vmap(lambda one: jax.random.normal(one, (BLOCK,), jnp.float32))(features).T
+    scatter = jnp.where(instance.features[None, :], scatter, 0.0)
     centre = 0.0 if kind.isotropic else instance.centres[cluster]
     spread = 1.0 if kind.isotropic else params.spread
     context = _normalise(centre + spread * scatter)
@@ -264,7 +275,7 @@ def _rounds(
         noise = params.noise * jax.random.normal(streams.noise, (BLOCK,), jnp.float32)
     return Rounds(
         context=context,
-        utility=utility,
+        utility=jnp.where(instance.active[None, :], utility, -jnp.inf),
         noise=noise,
         latency_uniform=_uniform(streams.latency),
         reservoir_slot=_reservoir_slots(streams.reservoir, block),

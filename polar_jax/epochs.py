@@ -6,6 +6,7 @@ call; it is data of the compiled program, never part of it.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -113,14 +114,28 @@ def exploration_quotas(
 NUM_INTERVALS = 67
 
 
-def curve_rounds(horizon: int) -> np.ndarray:
+MAX_HORIZONS = 48
+
+
+def curve_rounds(horizon: int, shorter: Sequence[int] = ()) -> np.ndarray:
     """Rounds (counted from 1) at which curves are recorded: 64 log-spaced, T/16, T/4, T.
+
+    Args:
+      horizon: `T`.
+      shorter: up to 48 more rounds to record, each in place of a log-spaced one.
 
     Returns:
       `[P]` int64, increasing, `P <= NUM_INTERVALS`; the last is `horizon`.
+
+    Raises:
+      ValueError: for too many, or rounds outside `[1, T]`.
     """
-    spaced = np.rint(np.geomspace(1, horizon, 64)).astype(np.int64)
-    quarters = [max(1, horizon // 16), max(1, horizon // 4), horizon]
+    if len(shorter) > MAX_HORIZONS or any(not 1 <= one <= horizon for one in shorter):
+        raise ValueError(
+            f"shorter horizons must be at most {MAX_HORIZONS} in [1, {horizon}], got {shorter}."
+        )
+    spaced = np.rint(np.geomspace(1, horizon, 64 - len(shorter))).astype(np.int64)
+    quarters = [max(1, horizon // 16), max(1, horizon // 4), horizon, *shorter]
     return np.unique(np.clip(np.concatenate([spaced, quarters]), 1, horizon))
 
 

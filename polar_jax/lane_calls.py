@@ -13,7 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from polar_jax import checks, environments, epochs, metrics, oracles, paging, simulate
+from polar_jax import (
+    cache_search,
+    checks,
+    environments,
+    epochs,
+    metrics,
+    oracles,
+    paging,
+    replanning,
+    simulate,
+)
 from polar_jax.policies import Policy, Problem
 from polar_jax.types import ChunkClock, Decisions, Environment, LaneInputs, LaneState, Rounds
 
@@ -43,6 +53,13 @@ class Costs:
         checks.finite_at_least("synthetic cost", self.synthetic_mean, 0.0)
 
 
+class Shape(NamedTuple):
+    """Sizes that programs are compiled for; at least a problem's own."""
+
+    num_adapters: int
+    context_dim: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that decides the numbers of a run, apart from the kind of device.
@@ -56,6 +73,9 @@ class Experiment:
       seeds: the seeds; each gives one lane per policy.
       base_seed: shifts all seeds to other random numbers.
       dtype: floating dtype of the decisions; float64 needs `jax_enable_x64`.
+      shape: sizes to compile for where they are more than the problem's. Padding shares
+        programs between problems; results are equal to about 1e-5, not bitwise.
+      shorter_horizons: up to 48 rounds at which curves must hold a value as well.
     """
 
     problem: Problem
@@ -66,8 +86,19 @@ class Experiment:
     seeds: Sequence[int]
     base_seed: int = 0
     dtype: Any = np.float32
+    shape: Shape | None = None
+    shorter_horizons: tuple[int, ...] = ()
+
+    @property
+    def compiled_shape(self) -> Shape:
+        """Sizes that the programs are compiled for."""
+        return self.shape or Shape(self.problem.num_adapters, self.problem.context_dim)
 
     def __post_init__(self) -> None:
+        own = Shape(self.problem.num_adapters, self.problem.context_dim)
+        if any(room < size for room, size in zip(self.compiled_shape, own, strict=True)):
+            raise ValueError(f"shape must be at least the problem's {own}, got {self.shape}.")
+        epochs.curve_rounds(self.problem.horizon, self.shorter_horizons)
         if not self.policies:
             raise ValueError("policies must name at least one policy, got none.")
         checks.distinct("policies", [policy.name for policy in self.policies])
@@ -105,27 +136,47 @@ def stream_key(base_seed: Array, seed: Array) -> Array:
     return jax.random.fold_in(jax.random.key(base_seed, impl="threefry2x32"), seed)
 
 
-def _lane_inputs(key: Array, costs: dict[str, Array], cache_slots: Array, dtype: Any) -> LaneInputs:
-    num_adapters = costs["mean_ms"].shape[0]
+class Sizes(NamedTuple):
+    """A problem's own sizes, as data of programs that may be compiled for more."""
+
+    num_adapters: Any  # [] int32
+    cache_slots: Any  # [] int32
+    context_dim: Any  # [] int32
+
+
+def sizes(problem: Problem) -> Sizes:
+    """The sizes of a problem, as host scalars."""
+    return Sizes(*(np.int32(size) for size in problem[:3]))
+
+
+def _lane_inputs(
+    key: Array, costs: dict[str, Array], active: Array, own: Sizes, dtype: Any
+) -> LaneInputs:
     drawn = paging.draw_synthetic_cost(
-        jax.random.fold_in(key, _COST_STREAM), costs["synthetic_mean"], num_adapters=num_adapters
+        jax.random.fold_in(key, _COST_STREAM),
+        costs["synthetic_mean"],
+        num_adapters=active.shape[0],
     ).astype(dtype)
     price = costs["price_per_ms"].astype(dtype)
     measured = costs["mean_ms"].astype(dtype)
     synthetic = costs["synthetic"]
-    cost = jnp.where(synthetic, drawn, price * measured)
+    cost = jnp.where(active, jnp.where(synthetic, drawn, price * measured), 0.0)
     return LaneInputs(
         paging_cost=cost,
         switch_cost=cost,
-        paging_ms=jnp.where(synthetic, drawn / jnp.where(synthetic, price, 1.0), measured),
+        paging_ms=jnp.where(synthetic, cost / jnp.where(synthetic, price, 1.0), measured),
         size=jnp.ones_like(cost),
-        cache_slots=cache_slots,
+        cache_slots=own.cache_slots,
+        active=active,
+        num_features=own.context_dim,
         samples_ms=costs["samples_ms"],
         sample_count=costs["sample_count"],
     )
 
 
-def cost_arrays(costs: Costs, num_adapters: int, dtype: Any) -> dict[str, np.ndarray]:
+def cost_arrays(
+    costs: Costs, num_adapters: int, padded_adapters: int, dtype: Any
+) -> dict[str, np.ndarray]:
     """What `setup` needs of the costs, as host arrays; `[N, 0]` samples where there are none."""
     if costs.table is None:
         mean_ms = np.zeros(num_adapters)
@@ -133,31 +184,33 @@ def cost_arrays(costs: Costs, num_adapters: int, dtype: Any) -> dict[str, np.nda
     else:
         table = paging.take(costs.table, num_adapters)
         mean_ms, samples = table.mean_ms, paging.draw_arrays(table)
+    room = padded_adapters - num_adapters
     return {
         "synthetic": np.asarray(costs.table is None),
         "price_per_ms": np.asarray(costs.price_per_ms, dtype),
         "synthetic_mean": np.asarray(costs.synthetic_mean, dtype),
-        "mean_ms": np.asarray(mean_ms, dtype),
-        "samples_ms": samples[0],
-        "sample_count": samples[1],
+        "mean_ms": np.pad(np.asarray(mean_ms, dtype), (0, room)),
+        "samples_ms": np.pad(samples[0], ((0, room), (0, 0))),
+        "sample_count": np.pad(samples[1], (0, room), constant_values=1),
     }
 
 
 def setup(
     env: Environment,
-    problem: Problem,
+    shape: Shape,
     dtype: Any,
     seed: Array,
     base_seed: Array,
     params: Any,
     costs: dict[str, Array],
+    own: Sizes,
 ) -> Setup:
     """Draws the environment instance and the costs of one seed."""
     key = stream_key(base_seed, seed)
-    instance = env.instance(
-        key, params, num_adapters=problem.num_adapters, context_dim=problem.context_dim
-    )
-    inputs = _lane_inputs(key, costs, jnp.int32(problem.cache_slots), dtype)
+    active = jnp.arange(shape.num_adapters, dtype=jnp.int32) < own.num_adapters
+    features = jnp.arange(shape.context_dim, dtype=jnp.int32) < own.context_dim
+    instance = env.instance(key, params, active=active, features=features)
+    inputs = _lane_inputs(key, costs, active, own, dtype)
     return Setup(key, jax.random.fold_in(key, _ORACLE_STREAM), instance, inputs)
 
 
@@ -203,15 +256,39 @@ def oracle_rounds(env: Environment, horizon: int) -> np.ndarray:
     return np.arange(0, horizon, -(-horizon // oracles.ORACLE_CONTEXTS))
 
 
-def pick(utility: Array, rounds: Array) -> Array:
-    """`[p, N]` utilities of some rounds of a chunk, for the oracle's sample."""
-    return utility[rounds]
+def pick(sample: Array, utility: Array, rounds: Array, first: Array) -> Array:
+    """Writes the utilities of some rounds of a chunk into the oracle's sample.
+
+    Args:
+      sample: `[m + n, N]`; what is written beyond the chunk's picks is overwritten later.
+      utility: `[n, N]` of the chunk's `n` rounds.
+      rounds: `[n]` int32 rounds to take, as many as there are and then any.
+      first: `[]` int32, where in the sample the first of them belongs.
+
+    Returns:
+      The sample.
+    """
+    return jax.lax.dynamic_update_slice(sample, utility[rounds], (first, jnp.int32(0)))
 
 
-def oracle(problem: Problem, inputs: LaneInputs, utility: Array, weight: Array) -> Array:
-    """`[N]` the static oracle's set from `[m, N]` utilities with weights `[m]`."""
-    return oracles.static_oracle(
-        utility, inputs.paging_cost, weight, cache_slots=problem.cache_slots
+def oracle(
+    inputs: LaneInputs, sample: Array, weight: Array, table: cache_search.SubsetTable
+) -> Array:
+    """`[N]` the static oracle's set from the first of `sample`, with weights `[m]`."""
+    utility = sample[: oracles.ORACLE_CONTEXTS]
+    return oracles.oracle_of(
+        utility, inputs.paging_cost, weight, inputs.active, inputs.cache_slots, table
+    )
+
+
+def subset_tables(
+    problem: Problem, shape: Shape
+) -> tuple[cache_search.SubsetTable, cache_search.SubsetTable]:
+    """Subsets that the oracle and the controllers enumerate."""
+    own = problem.num_adapters, problem.cache_slots
+    return (
+        oracles.oracle_subsets(*own, shape.num_adapters),
+        replanning.controller_subsets(*own, shape.num_adapters),
     )
 
 
@@ -224,10 +301,11 @@ class PolicyData(NamedTuple):
     first: Any  # [N] bool, the set to start from otherwise
 
 
-def policy_data(policy: Policy, problem: Problem, dtype: Any) -> PolicyData:
+def policy_data(policy: Policy, shape: Shape, dtype: Any) -> PolicyData:
     """A policy's constants in the run's dtype, and the set that it starts from."""
-    adapters = np.arange(problem.num_adapters)
-    sizes = {"all": problem.num_adapters, "none": 0}
+    problem = policy.problem
+    adapters = np.arange(shape.num_adapters)
+    most = {"all": problem.num_adapters, "none": 0}
     quotas = np.full(32, policy.quotas[-1], np.int32)  # a horizon below 2^31 has no more epochs
     quotas[: policy.quotas.size] = policy.quotas[:32]
 
@@ -238,26 +316,21 @@ def policy_data(policy: Policy, problem: Problem, dtype: Any) -> PolicyData:
         params=jax.tree.map(cast, policy.params),
         quotas=quotas,
         use_oracle=np.asarray(policy.first_set == "oracle"),
-        first=adapters < sizes.get(policy.first_set, problem.cache_slots),
+        first=adapters < most.get(policy.first_set, problem.cache_slots),
     )
-
-
-def _lane(policy: Policy, env: Environment, data: PolicyData, inputs: LaneInputs) -> simulate.Lane:
-    return simulate.Lane(policy.rule, data.params, inputs, data.quotas, env.binary_reward)
 
 
 def start(
     policy: Policy,
-    env: Environment,
-    problem: Problem,
+    shape: Shape,
     inputs: LaneInputs,
     oracle_set: Array,
     data: PolicyData,
 ) -> LaneState:
     """The state of one lane before its first round."""
     resident = jnp.where(data.use_oracle, oracle_set, data.first)
-    lane = _lane(policy, env, data, inputs)
-    return simulate.init_lane(lane, resident, context_dim=problem.context_dim)
+    lane = simulate.Lane(policy.rule, data.params, inputs, data.quotas, (), False)
+    return simulate.init_lane(lane, resident, context_dim=shape.context_dim)
 
 
 def advance(
@@ -270,9 +343,10 @@ def advance(
     rounds: Rounds,
     data: PolicyData,
     clock: ChunkClock,
+    subsets: cache_search.SubsetTable,
 ) -> tuple[LaneState, Array, Decisions | None]:
     """One chunk of one lane: decisions, then their figures summed over curve intervals."""
-    lane = _lane(policy, env, data, inputs)
+    lane = simulate.Lane(policy.rule, data.params, inputs, data.quotas, subsets, env.binary_reward)
     state, decisions = simulate.run_chunk(lane, state, rounds, clock)
     parts = metrics.round_parts(rounds, decisions, inputs, oracle_set)
     sums = metrics.interval_sums(

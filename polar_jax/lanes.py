@@ -1,425 +1,486 @@
-"""Many lanes at once: the only place with `jit`, lane `vmap`, tiles, devices and donation.
+"""Many lanes at once: policies on seeds, in waves of tiles, chunk by chunk.
 
-A *lane* is one simulation: one policy on one seed. A *tile* is the fixed number of
-lanes that one device runs side by side; since `vmap` over another width may round
-differently, a lane's result depends on the width alone, and the width depends on the
-shapes and the kind of device alone. See `docs/architecture.md`, "Determinism".
+A *lane* is one simulation: one policy on one seed. This module is the host's loop;
+`programs.py` has what is compiled, and on which devices it runs. Between chunks a run is a
+`Snapshot` of arrays, from which it goes on bit by bit as if nothing had happened.
 """
 
-import concurrent.futures
-import functools
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from polar_jax import (
-    cache_search,
-    environments,
-    epochs,
-    lane_calls,
-    metrics,
-    oracles,
-    simulate,
-)
-from polar_jax.lane_calls import Costs, Experiment, Setup
-from polar_jax.policies import Policy, Problem
-from polar_jax.results import PolicyResult, Progress, Results, Wave, join, policy_results
-from polar_jax.types import ChunkClock, LaneState, Rounds
+from polar_jax import environments, epochs, lane_calls, metrics, oracles, programs
+from polar_jax.lane_calls import Costs, Experiment, Shape
+from polar_jax.programs import tile_width
+from polar_jax.results import PolicyResult, Progress, Results, Wave, results_of
 
-__all__ = ["Costs", "Experiment", "PolicyResult", "Progress", "Results", "run", "tile_width"]
-
-# Rounds per compiled call: whole blocks, and short enough to answer Ctrl-C at once.
-CHUNK_ROUNDS = 4 * environments.BLOCK
-_TILE = {"cpu": 32}
-_TILE_ACCELERATOR = 4_096
-# A tile's state and one chunk of its rounds must fit in this many bytes.
-_TILE_BYTES = {"cpu": 2**30}
-_TILE_BYTES_ACCELERATOR = 8 * 2**30
-_LANES, _SHARED = PartitionSpec("lanes"), PartitionSpec()
-# Run once per seed, so compiling it fast is worth more than running it fast.
-_QUICK_COMPILE = {"cpu": {"xla_backend_optimization_level": 1}}
+__all__ = [
+    "Costs",
+    "Experiment",
+    "PolicyResult",
+    "Progress",
+    "Results",
+    "Shape",
+    "Snapshot",
+    "StoppedError",
+    "run",
+    "run_many",
+    "tile_width",
+]
 
 
-def tile_width(problem: Problem, platform: str) -> int:
-    """Lanes that one device runs side by side: a function of shapes and kind of device.
+_SCHEDULE = tuple(field.name for field in dataclasses.fields(epochs.Schedule))
 
-    Args:
-      problem: sizes; `N` and `d` are read.
-      platform: "cpu", "gpu" or "tpu".
 
-    Returns:
-      The tile, at least 1.
+class Snapshot(NamedTuple):
+    """A run between two calls: enough to go on, bitwise, in another process.
+
+    On another number of devices, finished lanes count and lanes in progress start again.
     """
-    n, d = problem.num_adapters, problem.context_dim
-    # Statistics are kept twice while they are updated; a chunk holds contexts,
-    # utilities and decisions; the oracle sees its sample twice; a replan holds every
-    # sampled direction, and the enumeration one chunk of contexts for every subset.
-    chunk = CHUNK_ROUNDS * (3 * n + 2 * d + 16) + 2 * oracles.ORACLE_CONTEXTS * n
-    planned = (
-        simulate.SAMPLE_ROUNDS * n * d + cache_search.EXACT_CHUNK * oracles.EXACT_ORACLE_SUBSETS
-    )
-    lane_bytes = 4 * (2 * n * d * (3 * d + 4) + chunk + planned)
-    budget = _TILE_BYTES.get(platform, _TILE_BYTES_ACCELERATOR)
-    width = _TILE.get(platform, _TILE_ACCELERATOR)
-    while width > 1 and width * lane_bytes > budget:
-        width //= 2
-    return width
+
+    position: dict[str, int]  # lanes finished; of those in progress: first round, calls done
+    arrays: dict[str, np.ndarray]
 
 
-def _over_lanes(
-    function: Callable[..., Any], mesh: Mesh, *, lanes: int, shared: int, donate: bool = False
-) -> Any:
-    """`jit` of `function` over the lanes of every device's tile.
+class Watch(Protocol):
+    """Who may want to stop a run, or to keep what it has done so far."""
 
-    The first `lanes` arguments have a lane axis, the last `shared` are the same for all.
-    """
-    mapped = jax.vmap(function, in_axes=(0,) * lanes + (None,) * shared)
-    specs = (_LANES,) * lanes + (_SHARED,) * shared
-    sharded = jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=_LANES, check_vma=False)
-    return jax.jit(sharded, donate_argnums=(0,) if donate else ())
+    def stopping(self) -> bool:
+        """Whether to stop now; asked after every compiled call."""
+        ...
 
+    def due(self) -> bool:
+        """Whether to take a snapshot; asked after every chunk."""
+        ...
 
-def _signature(args: Sequence[Any]) -> Any:
-    leaves, structure = jax.tree.flatten(args)
-    shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    return structure, shapes
+    def save(self, snapshot: Snapshot) -> None:
+        """Takes a snapshot."""
+        ...
 
 
-class _Job(NamedTuple):
-    """One program to compile: what it is known by, how to build it, example arguments."""
-
-    key: Any
-    build: Callable[[], Any]
-    args: tuple[Any, ...]
-    options: dict[str, Any] | None = None
-
-    def name(self) -> Any:
-        """What the executable is cached under."""
-        return self.key, _signature(self.args)
+class StoppedError(Exception):
+    """A run stopped because its watch said so; the watch has its last snapshot."""
 
 
-_COMPILED: dict[Any, Any] = {}
-
-
-def _compiled(job: _Job) -> Any:
-    """The executable of a job, compiled once per process."""
-    name = job.name()
-    if name not in _COMPILED:
-        _COMPILED[name] = job.build().lower(*job.args).compile(job.options)
-    return _COMPILED[name]
-
-
-class _Programs(NamedTuple):
-    """Compiled calls of one experiment on one mesh; start and advance, one per policy."""
-
-    setup: Callable[..., Setup]
-    draw: Callable[..., Rounds]
-    pick: Callable[..., Array]
-    oracle: Callable[..., Array]
-    start: list[Callable[..., LaneState]]
-    advance: list[Callable[..., Any]]
-
-
-def run(
-    experiment: Experiment,
-    *,
-    num_devices: int | None = None,
-    chunk_rounds: int = CHUNK_ROUNDS,
-    keep_decisions: bool = False,
-    progress: Callable[[Progress], None] | None = None,
-) -> Results:
-    """Runs every policy on every seed.
+def run(experiment: Experiment, **options: Any) -> Results:
+    """Runs every policy on every seed of one experiment.
 
     Args:
       experiment: what to run.
-      num_devices: at most so many devices; all of them where None. It changes no result.
-      chunk_rounds: rounds per compiled call, a multiple of 256. It changes no result.
-      keep_decisions: also return all rounds and decisions; memory then grows with `T`.
-      progress: called on the host after each step.
+      **options: of `run_many`.
 
     Returns:
       The results, in the order of `experiment.seeds`.
+    """
+    return run_many([experiment], **options)[0]
+
+
+def run_many(
+    experiments: Sequence[Experiment],
+    *,
+    num_devices: int | None = None,
+    chunk_rounds: int | None = None,
+    keep_decisions: bool = False,
+    memory_limit: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    watch: Watch | None = None,
+    resume: Snapshot | None = None,
+) -> list[Results]:
+    """Runs experiments that differ in numbers alone, their lanes side by side.
+
+    Args:
+      experiments: equal in problem, environment, shape, dtype, horizons and in the rules and
+        schedules of their policies; free in seeds, costs and every constant.
+      num_devices: at most so many devices; all of them where None. It changes no result.
+      chunk_rounds: rounds per compiled call, a multiple of 256; about a second's where None.
+        It changes no result.
+      keep_decisions: also return all rounds and decisions; memory then grows with `T`.
+      memory_limit: bytes to use on one device; most of what it has where None. It changes
+        no result.
+      progress: called on the host after each step.
+      watch: may take snapshots and stop the run.
+      resume: a snapshot of the same call, to go on from.
+
+    Returns:
+      The results of each experiment, in the order of its seeds.
 
     Raises:
-      ValueError: for a chunk that is not a whole number of blocks.
+      ValueError: for experiments that cannot share programs, or a chunk that is not a whole
+        number of blocks.
+      MemoryError: if one tile needs more memory than is allowed.
+      StoppedError: if the watch said so.
     """
-    if chunk_rounds < 1 or chunk_rounds % environments.BLOCK:
+    if chunk_rounds is not None and (chunk_rounds < 1 or chunk_rounds % environments.BLOCK):
         raise ValueError(
             f"chunk_rounds must be a positive multiple of {environments.BLOCK}, got {chunk_rounds}."
         )
-    report = progress or (lambda _: None)
-    return _Run(experiment, num_devices, chunk_rounds, keep_decisions, report).execute()
+    if len({kinship(experiment) for experiment in experiments}) != 1:
+        raise ValueError(
+            "experiments must be equal in problem, environment, shape, dtype, horizons and in "
+            f"their policies' rules and schedules; got {len(experiments)} that are not."
+        )
+    job = _Run(experiments, num_devices, chunk_rounds, keep_decisions, memory_limit)
+    return job.execute(progress or (lambda _: None), watch, resume)
+
+
+def kinship(experiment: Experiment) -> Any:
+    """What experiments must have in common to run side by side; hashable."""
+    policies = tuple(
+        (one.rule, *(getattr(one.schedule, part).tobytes() for part in _SCHEDULE))
+        for one in experiment.policies
+    )
+    samples = lane_calls.cost_arrays(experiment.costs, *_adapters(experiment), np.float32)
+    return (
+        experiment.problem,
+        experiment.environment,
+        experiment.compiled_shape,
+        np.dtype(experiment.dtype),
+        experiment.shorter_horizons,
+        policies,
+        samples["samples_ms"].shape,
+    )
+
+
+def _adapters(experiment: Experiment) -> tuple[int, int]:
+    return experiment.problem.num_adapters, experiment.compiled_shape.num_adapters
+
+
+_PER_LANE = ("oracle_set", "paging_cost", "paging_ms")
+
+
+class _Tiles:
+    """One wave while it runs: a tile on every device."""
+
+    def __init__(self, inputs: programs.WaveInputs, num_policies: int) -> None:
+        self.inputs = inputs
+        shape = (inputs.seed.size, epochs.NUM_INTERVALS, len(metrics.PARTS))
+        self.totals = [np.zeros(shape) for _ in range(num_policies)]
+        self.states: list[Any] = []
+        self.waiting: list[Array | None] = [None] * num_policies
+        self.rounds: list[Any] = []
+        self.decisions: list[list[Any]] = [[] for _ in range(num_policies)]
+        self.setup: Any = None
+        self.chosen: Any = None
+        self.current: Any = None  # the chunk's rounds
+
+    def add(self, policy: int) -> None:
+        """Adds the sums that a policy's last chunk left on the devices."""
+        sums = self.waiting[policy]
+        if sums is None:
+            return
+        self.waiting[policy] = None
+        for block in np.moveaxis(np.asarray(jax.block_until_ready(sums), np.float64), 1, 0):
+            self.totals[policy] += block
 
 
 class _Run:
-    """One call of `run`: its mesh, programs and sums."""
+    """One call of `run_many`."""
 
     def __init__(
         self,
-        experiment: Experiment,
+        experiments: Sequence[Experiment],
         num_devices: int | None,
-        chunk: int,
+        chunk: int | None,
         keep: bool,
-        progress: Callable[[Progress], None],
+        memory_limit: int | None,
     ) -> None:
-        devices = jax.devices()
-        self.experiment, self.keep, self.progress = experiment, keep, progress
-        self.chunk = chunk
-        self.platform = devices[0].platform
-        self.tile = tile_width(experiment.problem, self.platform)
-        tiles = -(-len(experiment.seeds) // self.tile)
-        limit = len(devices) if num_devices is None else min(num_devices, len(devices))
-        self.num_devices = max(1, min(limit, tiles))
-        self.mesh = Mesh(np.asarray(devices[: self.num_devices]), ("lanes",))
-        dtype, problem = experiment.dtype, experiment.problem
-        self.marks = epochs.curve_rounds(problem.horizon)
-        # Placed once: a call that is handed host arrays copies them to every device.
-        everywhere = NamedSharding(self.mesh, _SHARED)
-        self.data = jax.device_put(
-            [lane_calls.policy_data(p, problem, dtype) for p in experiment.policies], everywhere
-        )
-        self.stream = jax.device_put(experiment.environment_params, everywhere)
-        self.costs = lane_calls.cost_arrays(experiment.costs, problem.num_adapters, dtype)
-        rules = [policy.rule for policy in experiment.policies]
-        self.needs = lane_calls.Needs(
-            latency=self.costs["samples_ms"].shape[1] > 0,
-            reservoir=any(rule.sample == "reservoir" for rule in rules),
-            bits=any(rule.router.randomised for rule in rules),
-        )
-        self.sampled = lane_calls.oracle_rounds(experiment.environment, problem.horizon)
-        self.seeds_done = 0
+        self.experiments, self.first = experiments, experiments[0]
+        self.keep, self.memory_limit = keep, memory_limit
+        lane = [(cell, seed) for cell, one in enumerate(experiments) for seed in one.seeds]
+        self.cell = np.asarray([cell for cell, _ in lane], np.int32)
+        self.seed = np.asarray([seed for _, seed in lane], np.int32)
+        platform = jax.devices()[0].platform
+        shape = self.first.compiled_shape
+        self.tile = tile_width(shape, platform)
+        self.chunk = chunk or programs.chunk_rounds(shape, platform)
+        self.place = programs.place(-(-self.seed.size // self.tile), num_devices)
+        self.sampled = lane_calls.oracle_rounds(self.first.environment, self.first.problem.horizon)
+        self.cells = self._cell_arrays()
+        self.shared = self._shared_arrays()
+        self.report: Callable[[Progress], None] = lambda _: None
+        self.watch: Watch | None = None
 
-    def execute(self) -> Results:
-        seeds = np.asarray(self.experiment.seeds, np.int32)
-        width = self.tile * self.num_devices
-        padded = np.pad(seeds, (0, -seeds.size % width), mode="edge")
-        began = time.perf_counter()
-        programs = self._compile(padded[:width])
-        compiled = time.perf_counter()
-        waves = [self._wave(programs, padded[i : i + width]) for i in range(0, padded.size, width)]
-        seconds = time.perf_counter() - compiled
-        return self._collect(waves, seeds.size, compiled - began, seconds)
+    def _cell_arrays(self) -> tuple[Any, Any, Any, Any]:
+        """Numbers of every experiment, stacked: base seed, stream, costs, policies' data."""
+        shape, dtype = self.first.compiled_shape, self.first.dtype
 
-    def _setup_args(self, seeds: np.ndarray) -> tuple[Any, ...]:
-        experiment = self.experiment
-        spread = jax.device_put(seeds, NamedSharding(self.mesh, _LANES))
-        base = np.int32(experiment.base_seed)
-        return spread, base, self.stream, self.costs
+        def stacked(values: list[Any]) -> Any:
+            return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *values)
 
-    def _clock(self, policy: Policy, first_round: int) -> ChunkClock:
-        return epochs.chunk_clock(
-            policy.schedule,
-            self.marks,
-            first_round=first_round,
-            num_rounds=self.chunk,
-            horizon=self.experiment.problem.horizon,
-        )
-
-    def _picks(self, first_round: int) -> tuple[np.ndarray, int]:
-        """Which rounds of a chunk the oracle samples, padded, and how many they are."""
-        inside = (self.sampled >= first_round) & (self.sampled < first_round + self.chunk)
-        picks = self.sampled[inside] - first_round
-        return np.pad(picks, (0, self._most_picks() - picks.size)).astype(np.int32), picks.size
-
-    def _most_picks(self) -> int:
-        stride = int(self.sampled[1] - self.sampled[0]) if self.sampled.size > 1 else self.chunk
-        return -(-self.chunk // stride)
-
-    def _program(self, function: Callable[..., Any], *fixed: Any, **shape: Any) -> Any:
-        """How to build `function`, its first arguments `fixed`, over the lanes of a wave."""
-        bound = functools.partial(function, *fixed)
-        return functools.partial(_over_lanes, bound, self.mesh, **shape)
-
-    def _base_jobs(self, seeds: np.ndarray) -> tuple[list[_Job], Setup, Rounds, Array]:
-        """Programs that no policy changes, and the shapes of what they return."""
-        exp, mesh = self.experiment, self.mesh
-        env, problem, dtype = exp.environment, exp.problem, exp.dtype
-        shared = (env, dtype, mesh)
-        setup = self._program(lane_calls.setup, env, problem, dtype, lanes=1, shared=3)
-        draw = self._program(lane_calls.draw, env, self.needs, self.chunk, dtype, lanes=2, shared=2)
-        pick = self._program(lane_calls.pick, lanes=1, shared=1)
-        oracle = self._program(lane_calls.oracle, problem, lanes=2, shared=1)
-        setup_args = self._setup_args(seeds)
-        fixed = self._shapes(setup, setup_args)
-        draw_args = (fixed.key, fixed.instance, self.stream, np.int32(0))
-        rounds = self._shapes(draw, draw_args)
-        pick_args = (rounds.utility, self._picks(0)[0])
-        sample = jax.ShapeDtypeStruct(
-            (seeds.size, oracles.ORACLE_CONTEXTS, problem.num_adapters),
-            rounds.utility.dtype,
-            sharding=rounds.utility.sharding,
-        )
-        weight = np.zeros(oracles.ORACLE_CONTEXTS, dtype)
-        oracle_args = (fixed.inputs, sample, weight)
-        jobs = [
-            _Job(
-                ("setup", problem[:3], *shared),
-                setup,
-                setup_args,
-                _QUICK_COMPILE.get(self.platform),
+        return (
+            np.asarray([one.base_seed for one in self.experiments], np.int32),
+            stacked([one.environment_params for one in self.experiments]),
+            stacked(
+                [
+                    lane_calls.cost_arrays(one.costs, *_adapters(one), dtype)
+                    for one in self.experiments
+                ]
             ),
-            _Job(("draw", self.needs, self.chunk, *shared), draw, draw_args),
-            _Job(("pick", *shared), pick, pick_args),
-            _Job(("oracle", problem.cache_slots, *shared), oracle, oracle_args),
-        ]
-        return jobs, fixed, rounds, self._shapes(oracle, oracle_args)
+            [
+                stacked([lane_calls.policy_data(policy, shape, dtype) for policy in same])
+                for same in zip(*(one.policies for one in self.experiments), strict=True)
+            ],
+        )
 
-    def _compile(self, seeds: np.ndarray) -> _Programs:
-        """Compiles every program; those that do not wait for another, side by side."""
-        exp, mesh = self.experiment, self.mesh
-        env, problem = exp.environment, exp.problem
-        jobs, fixed, rounds, chosen = self._base_jobs(seeds)
-        num_base = len(jobs)
-        for policy, data in zip(exp.policies, self.data, strict=True):
-            known = (policy.rule, env.binary_reward, problem.context_dim, mesh)
-            start = self._program(lane_calls.start, policy, env, problem, lanes=2, shared=1)
-            start_args = (fixed.inputs, chosen, data)
-            state = self._shapes(start, start_args)
-            advance = self._program(
-                lane_calls.advance, policy, env, self.keep, lanes=4, shared=2, donate=True
+    def _shared_arrays(self) -> tuple[Any, Any, Any]:
+        problem, shape = self.first.problem, self.first.compiled_shape
+        tables = lane_calls.subset_tables(problem, shape)
+        return self.place.shared((lane_calls.sizes(problem), *tables))
+
+    @property
+    def _num_policies(self) -> int:
+        return len(self.first.policies)
+
+    @property
+    def _num_waves(self) -> int:
+        return -(-self.seed.size // self._width)
+
+    @property
+    def _width(self) -> int:
+        return self.tile * self.place.num_devices
+
+    def _inputs(self, wave: int) -> programs.WaveInputs:
+        """A wave's inputs on the devices; copies of the last lane fill it up."""
+        lanes = np.arange(wave * self._width, (wave + 1) * self._width)
+        lanes = np.minimum(lanes, self.seed.size - 1)
+        cell = self.cell[lanes]
+        base, stream, costs, data = jax.tree.map(lambda values: values[cell], self.cells)
+        own = self.place.lanes((self.seed[lanes], base, stream, costs, data))
+        sizes, *tables = self.shared
+        return programs.WaveInputs(*own[:4], data=own[4], sizes=sizes, oracle_subsets=tables[0], subsets=tables[1])
+
+    def execute(
+        self,
+        report: Callable[[Progress], None],
+        watch: Watch | None,
+        resume: Snapshot | None,
+    ) -> list[Results]:
+        self.report, self.watch = report, watch
+        began = time.perf_counter()
+        family = programs.Family(self.first, self.place, chunk=self.chunk, keep=self.keep)
+        clocks = programs.chunk_clocks(self.first, 0, self.chunk)
+        self.calls = family.compile(
+            family.programs(self._inputs(0), clocks),
+            lambda done, total: report(Progress("compiling", done, total)),
+        )
+        self.sample_shape = family.sample_shape(self._width)
+        compiled = time.perf_counter()
+        in_flight = programs.waves_in_flight(
+            self.calls.wave_bytes, self.place.platform, self.memory_limit
+        )
+        waves = self._finished(resume)
+        if resume is not None and not self._fits(resume, in_flight):
+            resume = None
+        while len(waves) < self._num_waves:
+            flight = range(len(waves), min(len(waves) + in_flight, self._num_waves))
+            waves += self._fly(flight, waves, resume)
+            resume = None
+        seconds = time.perf_counter() - compiled
+        return self._collect(waves, compiled - began, seconds)
+
+    def _fly(self, flight: Sequence[int], done: list[Wave], resume: Snapshot | None) -> list[Wave]:
+        """Runs a few waves through the whole horizon, chunk by chunk."""
+        tiles = [_Tiles(self._inputs(wave), self._num_policies) for wave in flight]
+        position = resume.position if resume is not None else {}
+        for number, tile in enumerate(tiles):
+            self._prepare(tile, number, resume)
+        horizon = self.first.problem.horizon
+        skip = position.get("calls", 0)
+        for first in range(position.get("first_round", 0), horizon, self.chunk):
+            self._progress(flight, first)
+            clocks = programs.chunk_clocks(self.first, first, self.chunk)
+            for number in range(len(tiles) * self._num_policies):
+                if number < skip:
+                    continue
+                self._call(tiles[number // self._num_policies], number, first, clocks)
+                if self.watch is not None and self.watch.stopping():
+                    self.watch.save(self._snapshot(done, tiles, first, number + 1))
+                    raise StoppedError
+            skip = 0
+            for tile in tiles:
+                tile.current = None
+            if self.watch is not None and self.watch.due():
+                self.watch.save(self._snapshot(done, tiles, first + self.chunk, 0))
+        self._progress(flight, horizon)
+        return [self._landed(tile) for tile in tiles]
+
+    def _prepare(self, tile: _Tiles, number: int, resume: Snapshot | None) -> None:
+        """Environment instances, oracle sets and the policies' first states."""
+        inputs = tile.inputs
+        tile.setup = self._settled(
+            self.calls.setup(
+                inputs.seed, inputs.base_seed, inputs.stream, inputs.costs, inputs.sizes
             )
-            args = (state, fixed.inputs, chosen, rounds, data, self._clock(policy, 0))
-            jobs.append(_Job(("start", *known), start, start_args))
-            jobs.append(_Job(("advance", self.keep, *known), advance, args))
-        done = self._compile_jobs(jobs)
-        return _Programs(
-            setup=done[0],
-            draw=done[1],
-            pick=done[2],
-            oracle=done[3],
-            start=done[num_base::2],
-            advance=done[num_base + 1 :: 2],
         )
+        if resume is not None and f"{number}/chosen" in resume.arrays:
+            self._restore(tile, number, resume)
+            return
+        tile.chosen = self._oracle_sets(tile)
+        tile.states = [
+            self._settled(start(tile.setup.inputs, tile.chosen, data))
+            for start, data in zip(self.calls.start, inputs.data, strict=True)
+        ]
 
-    def _compile_jobs(self, jobs: Sequence[_Job]) -> list[Any]:
-        distinct = {job.name(): job for job in jobs}
-        self.progress(Progress("compiling", 0, len(distinct)))
-        with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
-            futures = [pool.submit(_compiled, job) for job in distinct.values()]
-            for count, future in enumerate(concurrent.futures.as_completed(futures), 1):
-                future.result()
-                self.progress(Progress("compiling", count, len(distinct)))
-        return [_compiled(job) for job in jobs]
-
-    def _shapes(self, build: Callable[[], Any], args: tuple[Any, ...]) -> Any:
-        """Shapes of what a program returns, spread over the devices."""
-        sharding = NamedSharding(self.mesh, _LANES)
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(build(), *args),
-        )
-
-    def _oracle_sets(self, programs: _Programs, setup: Setup) -> Array:
+    def _oracle_sets(self, tile: _Tiles) -> Array:
         """The static oracle of every lane."""
-        exp = self.experiment
-        key = setup.oracle_key if exp.environment.independent else setup.key
-        parts = []
+        independent = self.first.environment.independent
+        key = tile.setup.oracle_key if independent else tile.setup.key
+        empty = np.zeros(self.sample_shape.shape, self.sample_shape.dtype)
+        sample, filled = self.place.lanes(empty), 0
         for first in np.unique(self.sampled // self.chunk) * self.chunk:
             block = np.int32(first // environments.BLOCK)
-            rounds = programs.draw(key, setup.instance, self.stream, block)
-            picks, count = self._picks(int(first))
-            parts.append(self._settled(programs.pick(rounds.utility, picks))[:, :count])
-        sample = jnp.concatenate(parts, axis=1)
-        short = oracles.ORACLE_CONTEXTS - sample.shape[1]
-        weight = np.pad(np.ones(sample.shape[1], exp.dtype), (0, short))
-        sample = jnp.pad(sample, ((0, 0), (0, short), (0, 0)))
-        sample = jax.device_put(sample, NamedSharding(self.mesh, _LANES))
-        return self._settled(programs.oracle(setup.inputs, sample, weight))
-
-    def _wave(self, programs: _Programs, seeds: np.ndarray) -> Wave:
-        """Runs one tile on every device through the whole horizon."""
-        exp = self.experiment
-        horizon = exp.problem.horizon
-        setup = self._settled(programs.setup(*self._setup_args(seeds)))
-        chosen = self._oracle_sets(programs, setup)
-        states = [
-            self._settled(start(setup.inputs, chosen, data))
-            for start, data in zip(programs.start, self.data, strict=True)
-        ]
-        shape = (seeds.size, epochs.NUM_INTERVALS, len(metrics.PARTS))
-        totals = [np.zeros(shape) for _ in exp.policies]
-        kept: list[list[Any]] = [[] for _ in exp.policies]
-        kept_rounds: list[Any] = []
-        waiting: list[Array] = []
-        for first in range(0, horizon, self.chunk):
-            self._report(seeds.size, first)
-            block = np.int32(first // environments.BLOCK)
-            rounds = self._settled(programs.draw(setup.key, setup.instance, self.stream, block))
-            fresh = []
-            for i, policy in enumerate(exp.policies):
-                clock = self._clock(policy, first)
-                states[i], sums, decisions = self._settled(
-                    programs.advance[i](
-                        states[i], setup.inputs, chosen, rounds, self.data[i], clock
-                    )
-                )
-                fresh.append(sums)
-                if self.keep:
-                    kept[i].append(jax.tree.map(np.asarray, decisions))
-            if self.keep:
-                kept_rounds.append(jax.tree.map(np.asarray, rounds))
-            # An accelerator works on this chunk while the host adds the one before.
-            self._add(totals, waiting)
-            waiting = fresh
-        self._add(totals, waiting)
-        self._report(seeds.size, horizon)
-        self.seeds_done += seeds.size
-        return Wave(
-            oracle_set=np.asarray(chosen),
-            paging_cost=np.asarray(setup.inputs.paging_cost),
-            paging_ms=np.asarray(setup.inputs.paging_ms),
-            sums=totals,
-            rounds=kept_rounds,
-            decisions=kept,
+            rounds = self.calls.draw(key, tile.setup.instance, tile.inputs.stream, block)
+            picks, count = programs.picks_of_chunk(self.sampled, int(first), self.chunk)
+            sample = self._settled(self.calls.pick(sample, rounds.utility, picks, np.int32(filled)))
+            filled += count
+        weight = np.arange(oracles.ORACLE_CONTEXTS) < filled
+        return self._settled(
+            self.calls.oracle(
+                tile.setup.inputs,
+                sample,
+                weight.astype(self.first.dtype),
+                tile.inputs.oracle_subsets,
+            )
         )
+
+    def _call(self, tile: _Tiles, number: int, first: int, clocks: Sequence[Any]) -> None:
+        """One policy through one chunk."""
+        policy = number % self._num_policies
+        if tile.current is None:
+            block = np.int32(first // environments.BLOCK)
+            tile.current = self._settled(
+                self.calls.draw(tile.setup.key, tile.setup.instance, tile.inputs.stream, block)
+            )
+            if self.keep:
+                tile.rounds.append(jax.tree.map(np.asarray, tile.current))
+        # An accelerator works on the next chunk while the host adds the one before.
+        tile.add(policy)
+        tile.states[policy], tile.waiting[policy], decisions = self._settled(
+            self.calls.advance[policy](
+                tile.states[policy],
+                tile.setup.inputs,
+                tile.chosen,
+                tile.current,
+                tile.inputs.data[policy],
+                clocks[policy],
+                tile.inputs.subsets,
+            )
+        )
+        if self.keep:
+            tile.decisions[policy].append(jax.tree.map(np.asarray, decisions))
 
     def _settled(self, values: Any) -> Any:
         """Waits for `values` on CPU, where a queue gains nothing.
 
-        The host's cores are busy either way, and at most one chunk is in flight when
+        The host's cores are busy either way, and at most one call is in flight when
         Ctrl-C is pressed. Accelerators keep their queue full.
         """
-        return jax.block_until_ready(values) if self.platform == "cpu" else values
+        return jax.block_until_ready(values) if self.place.platform == "cpu" else values
 
-    def _add(self, totals: list[np.ndarray], sums: list[Array]) -> None:
-        for total, one in zip(totals, jax.block_until_ready(sums), strict=bool(sums)):
-            for block in np.moveaxis(np.asarray(one, np.float64), 1, 0):
-                total += block
+    def _landed(self, tile: _Tiles) -> Wave:
+        for policy in range(self._num_policies):
+            tile.add(policy)
+        return Wave(
+            oracle_set=np.asarray(tile.chosen),
+            paging_cost=np.asarray(tile.setup.inputs.paging_cost),
+            paging_ms=np.asarray(tile.setup.inputs.paging_ms),
+            sums=tile.totals,
+            rounds=tile.rounds,
+            decisions=tile.decisions,
+        )
 
-    def _report(self, lanes: int, rounds: int) -> None:
-        exp = self.experiment
-        horizon, policies = exp.problem.horizon, len(exp.policies)
-        whole = len(exp.seeds) * horizon
-        done = min(self.seeds_done * horizon + lanes * rounds, whole)
-        self.progress(Progress("running", done * policies, whole * policies))
+    def _snapshot(
+        self, done: list[Wave], tiles: list[_Tiles], first_round: int, calls: int
+    ) -> Snapshot:
+        arrays: dict[str, np.ndarray] = {}
+        for name in _PER_LANE if done else ():
+            arrays[f"done/{name}"] = np.concatenate([getattr(wave, name) for wave in done])
+        for policy in range(self._num_policies if done else 0):
+            arrays[f"done/sums/{policy}"] = np.concatenate([wave.sums[policy] for wave in done])
+        for number, tile in enumerate(tiles):
+            arrays[f"{number}/chosen"] = np.asarray(tile.chosen)
+            for policy in range(self._num_policies):
+                tile.add(policy)
+                arrays[f"{number}/totals/{policy}"] = tile.totals[policy]
+                for leaf, values in enumerate(jax.tree.leaves(tile.states[policy])):
+                    arrays[f"{number}/state/{policy}/{leaf}"] = np.asarray(values)
+        if calls == len(tiles) * self._num_policies:
+            first_round, calls = first_round + self.chunk, 0
+        position = {
+            "lanes": len(done) * self._width,
+            "first_round": first_round,
+            "calls": calls,
+            "flight": len(tiles),
+            "chunk": self.chunk,
+            "width": self._width,
+        }
+        return Snapshot(position, arrays)
+
+    def _finished(self, resume: Snapshot | None) -> list[Wave]:
+        """The waves that a snapshot holds as finished."""
+        whole = 0 if resume is None else resume.position["lanes"] // self._width
+        waves = []
+        for number in range(whole):
+            lanes = slice(number * self._width, (number + 1) * self._width)
+            found = {
+                name: values[lanes] for name, values in resume.arrays.items() if "done" in name
+            }
+            waves.append(
+                Wave(
+                    *(found[f"done/{name}"] for name in _PER_LANE),
+                    sums=[found[f"done/sums/{i}"] for i in range(self._num_policies)],
+                    rounds=[],
+                    decisions=[[] for _ in range(self._num_policies)],
+                )
+            )
+        return waves
+
+    def _fits(self, resume: Snapshot, in_flight: int) -> bool:
+        """Whether the lanes in progress can go on: same width, same calls."""
+        then = resume.position
+        left = self._num_waves - then["lanes"] // self._width
+        now = self._width, self.chunk, min(in_flight, left)
+        return now == (then["width"], then["chunk"], then["flight"])
+
+    def _restore(self, tile: _Tiles, number: int, resume: Snapshot) -> None:
+        """Puts a tile where the snapshot left it."""
+        tile.chosen = self.place.lanes(resume.arrays[f"{number}/chosen"])
+        for policy, shapes in enumerate(self.calls.state_shapes):
+            tile.totals[policy] = resume.arrays[f"{number}/totals/{policy}"].copy()
+            leaves, structure = jax.tree.flatten(shapes)
+            values = [
+                resume.arrays[f"{number}/state/{policy}/{leaf}"] for leaf in range(len(leaves))
+            ]
+            tile.states.append(self.place.lanes(jax.tree.unflatten(structure, values)))
+
+    def _progress(self, flight: Sequence[int], rounds: int) -> None:
+        horizon, policies = self.first.problem.horizon, self._num_policies
+        before = min(flight[0] * self._width, self.seed.size)
+        lanes = min((flight[-1] + 1) * self._width, self.seed.size) - before
+        done = (before * horizon + lanes * min(rounds, horizon)) * policies
+        self.report(Progress("running", done, self.seed.size * horizon * policies))
 
     def _collect(
-        self, waves: list[Wave], num_seeds: int, compile_seconds: float, run_seconds: float
-    ) -> Results:
-        exp = self.experiment
-        problem = exp.problem
-        return Results(
-            policies=policy_results(
-                [policy.name for policy in exp.policies],
+        self, waves: list[Wave], compile_seconds: float, run_seconds: float
+    ) -> list[Results]:
+        problem = self.first.problem
+        bounds = np.cumsum([0, *(len(one.seeds) for one in self.experiments)])
+        return [
+            results_of(
                 waves,
-                self.marks,
-                num_seeds=num_seeds,
-                horizon=problem.horizon,
-            ),
-            curve_round=self.marks,
-            oracle_set=join([wave.oracle_set for wave in waves], num_seeds),
-            oracle_exact=oracles.oracle_is_exact(problem.num_adapters, problem.cache_slots),
-            paging_cost=join([wave.paging_cost for wave in waves], num_seeds),
-            paging_ms=join([wave.paging_ms for wave in waves], num_seeds),
-            tile=self.tile,
-            num_devices=self.num_devices,
-            compile_seconds=compile_seconds,
-            run_seconds=run_seconds,
-            num_decisions=len(exp.policies) * num_seeds * problem.horizon,
-        )
+                slice(int(bounds[cell]), int(bounds[cell + 1])),
+                names=[policy.name for policy in one.policies],
+                marks=epochs.curve_rounds(problem.horizon, one.shorter_horizons),
+                oracle_exact=oracles.oracle_is_exact(problem.num_adapters, problem.cache_slots),
+                tile=self.tile,
+                num_devices=self.place.num_devices,
+                compile_seconds=compile_seconds,
+                run_seconds=run_seconds,
+            )
+            for cell, one in enumerate(self.experiments)
+        ]

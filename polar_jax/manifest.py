@@ -13,8 +13,8 @@ import jax
 
 import polar_jax
 from polar_jax.config import RunConfig
+from polar_jax.configured import Configured
 from polar_jax.lanes import Experiment, Results
-from polar_jax.policies import Settings
 
 _PACKAGE = pathlib.Path(__file__).parent
 _VERSIONS = ("jax", "jaxlib", "numpy", "flax")
@@ -22,24 +22,20 @@ _VERSIONS = ("jax", "jaxlib", "numpy", "flax")
 
 def build(
     config: RunConfig,
-    experiment: Experiment,
-    settings: Settings,
+    configured: Configured,
     results: Results,
-    paging_origin: str,
 ) -> dict[str, Any]:
     """Everything needed to repeat a run and to judge its figures.
 
     Args:
       config: the options, as given.
-      experiment: what they were resolved to.
-      settings: constants of the policies.
+      configured: what they were resolved to.
       results: what was run.
-      paging_origin: where the paging costs come from.
 
     Returns:
       Plain values, ready for JSON.
     """
-    device = jax.devices()[0]
+    experiment = configured.experiment
     decisions_per_second = results.num_decisions / max(results.run_seconds, 1e-9)
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -49,12 +45,26 @@ def build(
         },
         "problem": experiment.problem._asdict(),
         "policies": [policy.name for policy in experiment.policies],
-        "policy_settings": dataclasses.asdict(settings),
+        "policy_settings": dataclasses.asdict(configured.settings),
         "environment": _environment(experiment),
-        "paging": _paging(experiment, paging_origin),
+        "paging": _paging(experiment, configured.paging_origin),
         "seeds": [int(seed) for seed in experiment.seeds],
         "base_seed": experiment.base_seed,
         "oracle_exact": results.oracle_exact,
+        **surroundings(),
+        "num_devices": results.num_devices,
+        "tile": results.tile,
+        "seconds_compiling": round(results.compile_seconds, 3),
+        "seconds_running": round(results.run_seconds, 3),
+        "decisions": results.num_decisions,
+        "decisions_per_second": round(decisions_per_second),
+    }
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions, commit and machine: what else the last bits of a result depend on."""
+    device = jax.devices()[0]
+    return {
         "versions": {
             "python": platform.python_version(),
             "polar_jax": polar_jax.__version__,
@@ -68,12 +78,6 @@ def build(
             "cpu": cpu_model(),
             "usable_cores": usable_cores(),
         },
-        "num_devices": results.num_devices,
-        "tile": results.tile,
-        "seconds_compiling": round(results.compile_seconds, 3),
-        "seconds_running": round(results.run_seconds, 3),
-        "decisions": results.num_decisions,
-        "decisions_per_second": round(decisions_per_second),
     }
 
 

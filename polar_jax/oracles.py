@@ -16,6 +16,15 @@ def oracle_is_exact(num_adapters: int, cache_slots: int) -> bool:
     return cache_search.num_subsets(num_adapters, cache_slots) <= EXACT_ORACLE_SUBSETS
 
 
+def oracle_subsets(
+    num_adapters: int, cache_slots: int, padded_adapters: int
+) -> cache_search.SubsetTable:
+    """The subsets that the oracle tries: all, or none above 5,000."""
+    return cache_search.subset_table(
+        num_adapters, cache_slots, limit=EXACT_ORACLE_SUBSETS, padded_adapters=padded_adapters
+    )
+
+
 def static_oracle(utility: Array, paging_cost: Array, weight: Array, *, cache_slots: int) -> Array:
     """`C* = argmax_{|C| <= K} mean_x f_x(C)`, exact up to 5,000 subsets.
 
@@ -30,16 +39,40 @@ def static_oracle(utility: Array, paging_cost: Array, weight: Array, *, cache_sl
     Returns:
       `[N]` bool set.
     """
-    num_adapters = paging_cost.shape[0]
+    table = oracle_subsets(paging_cost.shape[0], cache_slots, paging_cost.shape[0])
+    active = jnp.ones(paging_cost.shape, bool)
+    return oracle_of(utility, paging_cost, weight, active, jnp.int32(cache_slots), table)
+
+
+def oracle_of(
+    utility: Array,
+    paging_cost: Array,
+    weight: Array,
+    active: Array,
+    cache_slots: Array,
+    table: cache_search.SubsetTable,
+) -> Array:
+    """`static_oracle` where the number of slots and the subsets are data.
+
+    Args:
+      utility: `[m, N]`, `-inf` for adapters that only fill up a shape.
+      paging_cost: `[N]`.
+      weight: `[m]`.
+      active: `[N]` bool, False for such adapters.
+      cache_slots: `[]` int32, `K`.
+      table: its subsets, listed up to 5,000.
+
+    Returns:
+      `[N]` bool set.
+    """
     problem = cache_value.cache_problem(
         utility,
         paging_cost,
         jnp.zeros_like(paging_cost),
-        jnp.zeros((num_adapters,), bool),
-        jnp.int32(cache_slots),
+        jnp.zeros(paging_cost.shape, bool),
+        cache_slots,
         weight=weight,
         rounds=jnp.ones((), utility.dtype),
+        active=active,
     )
-    if oracle_is_exact(num_adapters, cache_slots):
-        return cache_search.exact(problem, cache_slots=cache_slots)
-    return cache_search.local_search(problem)
+    return cache_search.exact_or_local(problem, table)

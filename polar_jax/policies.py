@@ -88,7 +88,7 @@ class Settings:
         checks.one_of("beta", self.beta, routers.BETAS)
         checks.one_of("sample", self.sample, ("recent", "reservoir"))
         for label in ("search", "search_plus"):
-            checks.one_of(label, getattr(self, label), ("exact", *replanning.SEARCHES))
+            checks.one_of(label, getattr(self, label), replanning.SEARCHES)
         if not self.expert_half_lives:
             raise ValueError("expert_half_lives must hold at least one half-life, got none.")
         for half_life in self.expert_half_lives:
@@ -188,15 +188,8 @@ def _compose(
     )
 
 
-def _replanner(problem: Problem, search: str, *, optimistic: bool) -> Controller:
-    return controllers.epoch(
-        replanning.replanner(
-            search,
-            optimistic=optimistic,
-            num_adapters=problem.num_adapters,
-            cache_slots=problem.cache_slots,
-        )
-    )
+def _replanner(search: str, *, optimistic: bool) -> Controller:
+    return controllers.epoch(replanning.replanner(search, optimistic=optimistic))
 
 
 def polar(problem: Problem, settings: Settings, *, name: str = "polar") -> Policy:
@@ -206,7 +199,7 @@ def polar(problem: Problem, settings: Settings, *, name: str = "polar") -> Polic
         name,
         problem,
         settings,
-        controller=_replanner(problem, settings.search, optimistic=True),
+        controller=_replanner(settings.search, optimistic=True),
         ends=epochs.fixed_epoch_ends(problem.horizon, length),
     )
 
@@ -220,7 +213,7 @@ def polar_plus(
         problem,
         settings,
         router=routers.linucb(exploration="quota", beta=settings.beta),
-        controller=_replanner(problem, settings.search_plus, optimistic=False),
+        controller=_replanner(settings.search_plus, optimistic=False),
         quota_scale=settings.quota_scale if forced else 0.0,
         ends=None,
     )

@@ -5,23 +5,30 @@ from collections.abc import Callable
 
 from jax import Array
 
-from polar_jax import cache_search, cache_value
+from polar_jax import cache_search, cache_value, checks
 from polar_jax.types import ReplanInputs
 
 # Subsets up to which a controller enumerates them all.
 EXACT_CONTROLLER_SUBSETS = 2_000
 
-SEARCHES: dict[str, Callable[[cache_value.CacheProblem], Array]] = {
-    "top_k": cache_search.top_k,
-    "greedy": cache_search.greedy,
-    "distorted_greedy": cache_search.distorted_greedy,
-    "local_search": cache_search.local_search,
+_Search = Callable[[cache_value.CacheProblem, cache_search.SubsetTable], Array]
+
+
+def _ignoring_subsets(search: Callable[[cache_value.CacheProblem], Array]) -> _Search:
+    return lambda problem, _: search(problem)
+
+
+SEARCHES: dict[str, _Search] = {
+    "top_k": _ignoring_subsets(cache_search.top_k),
+    "greedy": _ignoring_subsets(cache_search.greedy),
+    "distorted_greedy": _ignoring_subsets(cache_search.distorted_greedy),
+    "local_search": _ignoring_subsets(cache_search.local_search),
+    # The engine's sets are always full, so smaller sets cannot win.
+    "exact": cache_search.exact_or_local,
 }
 
 
-def _replan(
-    inputs: ReplanInputs, *, search: Callable[[cache_value.CacheProblem], Array], optimistic: bool
-) -> Array:
+def _replan(inputs: ReplanInputs, *, search: _Search, optimistic: bool) -> Array:
     problem = cache_value.cache_problem(
         inputs.optimistic if optimistic else inputs.mean,
         inputs.paging_cost,
@@ -30,22 +37,30 @@ def _replan(
         inputs.cache_slots,
         weight=inputs.weight,
         rounds=inputs.amortised_rounds,
+        active=inputs.active,
     )
-    return search(problem)
+    return search(problem, inputs.subsets)
+
+
+def controller_subsets(
+    num_adapters: int, cache_slots: int, padded_adapters: int
+) -> cache_search.SubsetTable:
+    """The subsets that "exact" tries: all, or none above 2,000, where it searches locally."""
+    return cache_search.subset_table(
+        num_adapters,
+        cache_slots,
+        limit=EXACT_CONTROLLER_SUBSETS,
+        padded_adapters=padded_adapters,
+    )
 
 
 @functools.cache
-def replanner(
-    search: str, *, optimistic: bool, num_adapters: int, cache_slots: int
-) -> Callable[[ReplanInputs], Array]:
+def replanner(search: str, *, optimistic: bool) -> Callable[[ReplanInputs], Array]:
     """A replanning rule; equal arguments give the same function object.
 
     Args:
-      search: a key of `SEARCHES`, or "exact", which falls back to "local_search" above
-        2,000 subsets.
+      search: a key of `SEARCHES`; "exact" is "local_search" above 2,000 subsets.
       optimistic: plan on `mean + beta * width` (POLAR) or on means (POLAR+).
-      num_adapters: `N`.
-      cache_slots: `K`; read by "exact" alone.
 
     Returns:
       `[N]` bool set from `ReplanInputs`.
@@ -53,13 +68,5 @@ def replanner(
     Raises:
       ValueError: for an unknown search.
     """
-    if search == "exact":
-        subsets = cache_search.num_subsets(num_adapters, cache_slots)
-        if subsets <= EXACT_CONTROLLER_SUBSETS:
-            # The engine's sets are always full, so smaller sets cannot win.
-            found = functools.partial(cache_search.exact, cache_slots=cache_slots)
-            return functools.partial(_replan, search=found, optimistic=optimistic)
-        search = "local_search"
-    if search not in SEARCHES:
-        raise ValueError(f"search must be one of {['exact', *SEARCHES]}, got {search!r}.")
+    checks.one_of("search", search, SEARCHES)
     return functools.partial(_replan, search=SEARCHES[search], optimistic=optimistic)

@@ -26,7 +26,7 @@ class Results(NamedTuple):
 
     policies: dict[str, PolicyResult]
     curve_round: np.ndarray  # [P] int64, counted from 1
-    oracle_set: np.ndarray  # [S, N] bool, the static oracle
+    oracle_set: np.ndarray  # [S, N] bool, the static oracle; N as compiled
     oracle_exact: bool
     paging_cost: np.ndarray  # [S, N] units of utility
     paging_ms: np.ndarray  # [S, N] mean milliseconds
@@ -56,47 +56,62 @@ class Wave(NamedTuple):
     decisions: list[list[Decisions]]  # one per chunk, likewise
 
 
-def join(waves: list[np.ndarray], num_seeds: int) -> np.ndarray:
-    """Waves of lanes joined along lanes, copies that filled the last tile dropped."""
-    return np.concatenate(waves)[:num_seeds]
+def _join(waves: list[np.ndarray], lanes: slice) -> np.ndarray:
+    """Waves joined along lanes, copies that filled the last tile and others' lanes dropped."""
+    return np.concatenate(waves)[lanes]
 
 
-def _join_chunks(waves: list[list[Any]], num_seeds: int, horizon: int) -> Any:
+def _join_chunks(waves: list[list[Any]], lanes: slice, horizon: int) -> Any:
     """Chunks of every wave joined along rounds, then waves along lanes."""
     whole = [jax.tree.map(lambda *x: np.concatenate(x, 1), *chunks) for chunks in waves]
-    return jax.tree.map(lambda *x: join(list(x), num_seeds)[:, :horizon], *whole)
+    return jax.tree.map(lambda *x: _join(list(x), lanes)[:, :horizon], *whole)
 
 
-def policy_results(
-    names: list[str], waves: list[Wave], marks: np.ndarray, *, num_seeds: int, horizon: int
-) -> dict[str, PolicyResult]:
-    """Totals and curves of every policy.
+def _policy_result(
+    waves: list[Wave], policy: int, lanes: slice, marks: np.ndarray, rounds: Any
+) -> PolicyResult:
+    sums = _join([wave.sums[policy] for wave in waves], lanes)[:, : marks.size]
+    running = np.cumsum(sums, axis=1)
+    decisions = None
+    if rounds is not None:
+        chunks = [wave.decisions[policy] for wave in waves]
+        decisions = _join_chunks(chunks, lanes, int(marks[-1]))
+    return PolicyResult(
+        totals={part: running[:, -1, j] for j, part in enumerate(metrics.PARTS)},
+        curves={part: running[:, :, j] for j, part in enumerate(metrics.PARTS)},
+        rounds=rounds,
+        decisions=decisions,
+    )
+
+
+def results_of(
+    waves: list[Wave], lanes: slice, *, names: list[str], marks: np.ndarray, **facts: Any
+) -> Results:
+    """The results of one experiment from the waves that ran it.
 
     Args:
-      names: the policies, in the order of each wave's lists.
       waves: what the waves left.
-      marks: `[P]` curve rounds.
-      num_seeds: lanes to keep.
-      horizon: `T`.
+      lanes: the experiment's lanes among theirs.
+      names: its policies, in the order of each wave's lists.
+      marks: `[P]` curve rounds, the last of which is `T`.
+      **facts: the other fields of `Results`.
 
     Returns:
-      A result per policy.
+      The results.
     """
-    kept = bool(waves[0].rounds)
+    horizon = int(marks[-1])
     rounds = None
-    if kept:
-        rounds = _join_chunks([wave.rounds for wave in waves], num_seeds, horizon)
-    results = {}
-    for i, name in enumerate(names):
-        sums = join([wave.sums[i] for wave in waves], num_seeds)[:, : marks.size]
-        running = np.cumsum(sums, axis=1)
-        decisions = None
-        if kept:
-            decisions = _join_chunks([wave.decisions[i] for wave in waves], num_seeds, horizon)
-        results[name] = PolicyResult(
-            totals={part: running[:, -1, j] for j, part in enumerate(metrics.PARTS)},
-            curves={part: running[:, :, j] for j, part in enumerate(metrics.PARTS)},
-            rounds=rounds,
-            decisions=decisions,
-        )
-    return results
+    if waves[0].rounds:
+        rounds = _join_chunks([wave.rounds for wave in waves], lanes, horizon)
+    oracle_set = _join([wave.oracle_set for wave in waves], lanes)
+    return Results(
+        policies={
+            name: _policy_result(waves, i, lanes, marks, rounds) for i, name in enumerate(names)
+        },
+        curve_round=marks,
+        oracle_set=oracle_set,
+        paging_cost=_join([wave.paging_cost for wave in waves], lanes),
+        paging_ms=_join([wave.paging_ms for wave in waves], lanes),
+        num_decisions=len(names) * len(oracle_set) * horizon,
+        **facts,
+    )

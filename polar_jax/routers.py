@@ -31,19 +31,22 @@ class RouterParams(flax.struct.PyTreeNode):
     thompson_scale: Array | float = 0.5  # [], width of the sampled utilities (Thompson sampling)
 
 
-def constant_beta(params: RouterParams, state: RouterState) -> Array:
+def constant_beta(params: RouterParams, state: RouterState, inputs: RouteInputs) -> Array:
     """`[N]` confidence factor `alpha`; it carries no guarantee."""
+    del inputs
     return jnp.broadcast_to(params.alpha, state.pulls.shape)
 
 
-def theory_beta(params: RouterParams, state: RouterState) -> Array:
+def theory_beta(params: RouterParams, state: RouterState, inputs: RouteInputs) -> Array:
     """`[N]` factor `sigma sqrt(d log((1 + n_i/ridge) N/delta)) + sqrt(ridge) S`.
 
     Abbasi-Yadkori, Pal and Szepesvari (2011), Theorem 2, with the determinant bounded
     by the pulls and the failure probability shared by the adapters.
     """
-    num_adapters, context_dim = state.theta_hat.shape
-    growth = 1.0 + state.pulls.astype(state.theta_hat.dtype) / params.ridge
+    dtype = state.theta_hat.dtype
+    num_adapters = jnp.sum(inputs.active).astype(dtype)
+    context_dim = jnp.asarray(inputs.num_features).astype(dtype)
+    growth = 1.0 + state.pulls.astype(dtype) / params.ridge
     radius = jnp.sqrt(context_dim * jnp.log(growth * num_adapters / params.delta))
     return params.sigma * radius + jnp.sqrt(params.ridge) * params.theta_bound
 
@@ -51,14 +54,16 @@ def theory_beta(params: RouterParams, state: RouterState) -> Array:
 BETAS = {"constant": constant_beta, "theory": theory_beta}
 
 
-def _ucb_score(beta_of: Callable[[RouterParams, RouterState], Array]) -> Callable[..., Scores]:
+def _ucb_score(beta_of: Callable[..., Array]) -> Callable[..., Scores]:
     """Optimistic scores `mean + beta * width` with the given factor."""
 
     def score(params: RouterParams, state: RouterState, inputs: RouteInputs) -> Scores:
         direction = linalg.directions(state, inputs.context)
         mean = jnp.einsum("ni,i->n", state.theta_hat, inputs.context, precision=linalg.HIGHEST)
+        # Adapters that only fill up a shape are worth less than any other.
+        mean = jnp.where(inputs.active, mean, -jnp.inf)
         width = linalg.widths(direction, inputs.context, state.pulls, params.ridge)
-        beta = beta_of(params, state)
+        beta = beta_of(params, state, inputs)
         return Scores(
             mean=mean, width=width, beta=beta, index=mean + beta * width, direction=direction
         )
@@ -96,8 +101,9 @@ def _select_quota(
     params: RouterParams, state: RouterState, scores: Scores, inputs: RouteInputs
 ) -> Choice:
     """POLAR+: the least-chosen adapter while any is below its quota."""
-    forced = jnp.min(state.pulls) < inputs.quota
-    least = jnp.argmin(state.pulls).astype(jnp.int32)
+    pulls = jnp.where(inputs.active, state.pulls, jnp.iinfo(jnp.int32).max)
+    forced = jnp.min(pulls) < inputs.quota
+    least = jnp.argmin(pulls).astype(jnp.int32)
     best = _best(net_of_paging(params, scores.index, inputs))
     return _choose(jnp.where(forced, least, best), forced)
 
@@ -153,13 +159,17 @@ def uniform_from_bits(bits: Array) -> Array:
 
 
 def thompson_normal(policy_bits: Array, *, num_adapters: int) -> Array:
-    """`[N]` standard normals of one round from its `[2]` uint32 policy bits."""
+    """`[N]` standard normals of one round from its `[2]` uint32 policy bits.
+
+    Padding changes none of them: with JAX's partitionable threefry a longer vector starts
+    with the shorter one (tested).
+    """
     key = jax.random.wrap_key_data(policy_bits, impl="threefry2x32")
     return jax.random.normal(key, (num_adapters,), jnp.float32)
 
 
 def _uniform_adapter(inputs: RouteInputs) -> Array:
-    num_adapters = jnp.uint32(inputs.paging_cost.shape[0])
+    num_adapters = jnp.sum(inputs.active, dtype=jnp.uint32)
     return (inputs.policy_bits[1] % num_adapters).astype(jnp.int32)
 
 

@@ -37,6 +37,7 @@ class Lane(NamedTuple):
     params: PolicyParams
     inputs: LaneInputs
     quotas: Array  # [M] int32, exploration quota of each epoch
+    subsets: Any  # cache_search.SubsetTable of the controller, shared by all lanes
     binary_reward: bool
 
 
@@ -77,7 +78,9 @@ def _empty_decisions(num_rounds: int, num_adapters: int, dtype: Any) -> Decision
     )
 
 
-def _admit(lane: Lane, state: LaneState, scores: Scores, adapter: Array) -> tuple[Any, Admission]:
+def _admit(
+    lane: Lane, state: LaneState, scores: Scores, adapter: Array, policy_bits: Array
+) -> tuple[Any, Admission]:
     admit = lane.rule.controller.admit
     if admit is None:
         nothing = jnp.zeros_like(state.resident)
@@ -92,6 +95,9 @@ def _admit(lane: Lane, state: LaneState, scores: Scores, adapter: Array) -> tupl
             paging_cost=lane.inputs.paging_cost,
             switch_cost=lane.inputs.switch_cost,
             size=lane.inputs.size,
+            active=lane.inputs.active,
+            cache_slots=lane.inputs.cache_slots,
+            policy_bits=policy_bits,
         ),
     )
 
@@ -116,13 +122,15 @@ def step(lane: Lane, quota: Array, state: LaneState, round_: Rounds) -> tuple[La
         resident=state.resident,
         paging_cost=inputs.paging_cost,
         quota=quota,
+        active=inputs.active,
+        num_features=inputs.num_features,
     )
     scores = lane.rule.router.score(lane.params.router, state.router, route)
     adapter, forced = lane.rule.router.select(lane.params.router, state.router, scores, route)
     reward = round_.utility[adapter] + round_.noise
     if lane.binary_reward:
         reward = jnp.floor(reward)
-    controller, admission = _admit(lane, state, scores, adapter)
+    controller, admission = _admit(lane, state, scores, adapter, round_.policy_bits)
     unpaid = admission.bought | state.pending_loads
     entered = admission.resident & ~state.resident
     decision = Decisions(
@@ -223,6 +231,7 @@ def replan(
         return state
     router = state.router
     mean = jnp.einsum("md,nd->mn", contexts, router.theta_hat, precision=linalg.HIGHEST)
+    mean = jnp.where(lane.inputs.active[None, :], mean, -jnp.inf)
     width = linalg.sample_widths(router, contexts, lane.params.router.ridge)
     one = RouteInputs(
         context=contexts[0],
@@ -231,6 +240,8 @@ def replan(
         resident=state.resident,
         paging_cost=lane.inputs.paging_cost,
         quota=jnp.zeros((), jnp.int32),
+        active=lane.inputs.active,
+        num_features=lane.inputs.num_features,
     )
     beta = lane.rule.router.score(lane.params.router, router, one).beta
     resident = search(
@@ -243,6 +254,8 @@ def replan(
             switch_cost=lane.params.planned_switching * lane.inputs.switch_cost,
             cache_slots=lane.inputs.cache_slots,
             amortised_rounds=amortised_rounds,
+            active=lane.inputs.active,
+            subsets=lane.subsets,
         )
     )
     return state.replace(resident=resident, pending_loads=resident & ~state.resident)

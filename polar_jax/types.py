@@ -61,6 +61,8 @@ class RouteInputs(NamedTuple):
     resident: Array  # [N] bool
     paging_cost: Array  # [N], units of utility
     quota: Array  # [] int32, pulls below which an adapter is explored
+    active: Array  # [N] bool, False for adapters that only fill up a shape
+    num_features: Array  # [] int32, features of the context that do not fill up a shape
 
 
 class Choice(NamedTuple):
@@ -79,6 +81,9 @@ class AdmitInputs(NamedTuple):
     paging_cost: Array  # [N]
     switch_cost: Array  # [N], cost of a load that no request has paid for
     size: Array  # [N], relative size of each adapter (1 where all are equal)
+    active: Array  # [N] bool, False for adapters that only fill up a shape
+    cache_slots: Array  # [] int32
+    policy_bits: Array  # [2] uint32, for controllers that randomise
 
 
 class Admission(NamedTuple):
@@ -99,6 +104,8 @@ class ReplanInputs(NamedTuple):
     switch_cost: Array  # [N]
     cache_slots: Array  # [] int32
     amortised_rounds: Array  # [] float, rounds over which a load is amortised
+    active: Array  # [N] bool, False for adapters that only fill up a shape
+    subsets: Any  # cache_search.SubsetTable, shared by all lanes
 
 
 class Router(NamedTuple):
@@ -119,6 +126,7 @@ class Controller(NamedTuple):
     init: Callable[..., Any]
     admit: Callable[[Any, Any, AdmitInputs], tuple[Any, Admission]] | None
     replan: Callable[[ReplanInputs], Array] | None
+    randomised: bool = False  # whether it reads `policy_bits`
 
 
 class Rule(NamedTuple):
@@ -145,6 +153,8 @@ class LaneInputs(flax.struct.PyTreeNode):
     paging_ms: Array  # [N], mean milliseconds
     size: Array  # [N], relative sizes, 1 where all are equal
     cache_slots: Array  # [] int32
+    active: Array  # [N] bool, False for adapters that only fill up a shape
+    num_features: Array  # [] int32, features that do not fill up a shape
     samples_ms: Array  # [N, S] float32, measured latencies, S = 0 for none
     sample_count: Array  # [N] int32, how many of the S are measured
 
@@ -193,7 +203,7 @@ class Environment(NamedTuple):
     """
 
     name: str
-    instance: Callable[..., Any]  # (key, params, *, num_adapters, context_dim) -> instance
+    instance: Callable[..., Any]  # (key, params, *, active, features) -> instance
     rounds: Callable[..., Rounds]  # (key, params, instance, block) -> Rounds
     binary_reward: bool  # rewards are floor(utility + noise), 0 or 1
     independent: bool  # contexts are independent draws: no hindsight in the oracle

@@ -20,7 +20,7 @@ LAYERS = {
     3: ("routers", "controllers", "experts", "replanning", "oracles", "metrics"),
     4: ("policies",),
     5: ("simulate",),
-    6: ("lane_calls", "lanes", "results"),
+    6: ("lane_calls", "lanes", "programs", "results"),
     8: ("cli", "__main__"),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
@@ -125,7 +125,7 @@ def test_the_engine_needs_only_its_own_packages(path):
 def test_compilation_and_devices_are_decided_in_one_module():
     words = ("jax.jit", "jax.pmap", "shard_map", "jax.sharding", "donate_arg")
     using = {path.stem for path in MODULES for word in words if word in path.read_text("utf-8")}
-    assert using == {"lanes"}
+    assert using == {"programs"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

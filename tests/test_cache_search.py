@@ -311,12 +311,27 @@ def test_searches_in_float32_lose_nothing_that_matters(name):
     assert value(drawn, found) >= value(drawn, search(name, drawn)) - 1e-4 * ROUNDS
 
 
+def listed(adapters: int, slots: int, **options: Any) -> list[tuple[int, ...]]:
+    """The subsets of a table, without what fills up its shape."""
+    table = cache_search.subset_table(adapters, slots, **options)
+    rows = table.members.swapaxes(1, 2).reshape(-1, table.members.shape[1])
+    assert table.num_blocks * cache_search.SUBSET_BLOCK >= table.num_subsets
+    return [tuple(i for i in row if i < adapters) for row in rows[: table.num_subsets].tolist()]
+
+
+def test_tables_of_one_limit_have_one_shape_whatever_the_slots():
+    tables = [cache_search.subset_table(n, k, limit=2_000, padded_adapters=16) for n, k in
+              ((9, 0), (9, 2), (16, 4), (16, 8), (16, 15))]
+    assert len({table.members.shape for table in tables}) == 1
+    assert [bool(table.complete) for table in tables] == [True, True, True, False, True]
+
+
 def test_the_table_of_subsets_lists_each_once_in_order():
-    table = cache_search.subset_table(4, 2, smaller=False)
-    assert table.tolist() == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
-    smaller = cache_search.subset_table(3, 2, smaller=True)
-    assert smaller.tolist() == [[0, 1], [0, 2], [1, 2], [0, 3], [1, 3], [2, 3], [3, 3]]
-    assert cache_search.subset_table(3, 0, smaller=False).tolist() == [[3]]
+    assert listed(4, 2) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    assert listed(3, 2, smaller=True) == [(0, 1), (0, 2), (1, 2), (0,), (1,), (2,), ()]
+    assert listed(3, 0) == [()]
+    assert listed(3, 2, padded_adapters=8) == [(0, 1), (0, 2), (1, 2)]
+    assert len(set(listed(15, 4, limit=5_000))) == 1365
     assert cache_search.num_subsets(15, 4) == 1365
 
 

@@ -59,6 +59,9 @@ def served(
         paging_cost=cost,
         switch_cost=cost,
         size=jnp.ones_like(cost),
+        active=jnp.ones(cost.shape, bool),
+        cache_slots=jnp.sum(resident, dtype=jnp.int32),
+        policy_bits=jnp.zeros(2, jnp.uint32),
     )
 
 
@@ -150,8 +153,8 @@ def test_fixed_sets_never_change():
 @pytest.mark.parametrize("slots", [0, 2, N])
 @pytest.mark.parametrize("search", SEARCHES)
 def test_replan_contract(search, slots):
-    plan = replanning.replanner(search, optimistic=True, num_adapters=N, cache_slots=slots)
-    assert plan is replanning.replanner(search, optimistic=True, num_adapters=N, cache_slots=slots)
+    plan = replanning.replanner(search, optimistic=True)
+    assert plan is replanning.replanner(search, optimistic=True)
     rng = np.random.default_rng(0)
     means = np.float32(rng.uniform(-1, 1, (32, N)))
     resident = np.arange(N) < slots
@@ -164,6 +167,8 @@ def test_replan_contract(search, slots):
         switch_cost=jnp.full(N, 0.4, jnp.float32),
         cache_slots=jnp.int32(slots),
         amortised_rounds=jnp.float32(100),
+        active=jnp.ones(N, bool),
+        subsets=replanning.controller_subsets(N, slots, N),
     )
     planned = np.asarray(jax.jit(plan)(inputs))
     assert planned.dtype == bool
@@ -181,12 +186,14 @@ def test_only_what_is_asked_for_drives_a_replan():
         switch_cost=jnp.zeros(2, jnp.float32),
         cache_slots=jnp.int32(1),
         amortised_rounds=jnp.float32(1),
+        active=jnp.ones(2, bool),
+        subsets=replanning.controller_subsets(2, 1, 2),
     )
     for optimistic, expected in ((False, [True, False]), (True, [False, True])):
-        plan = replanning.replanner("greedy", optimistic=optimistic, num_adapters=2, cache_slots=1)
+        plan = replanning.replanner("greedy", optimistic=optimistic)
         assert plan(inputs).tolist() == expected
     with pytest.raises(ValueError, match=r"search must be one of .*got 'best'"):
-        replanning.replanner("best", optimistic=True, num_adapters=2, cache_slots=1)
+        replanning.replanner("best", optimistic=True)
 
 
 def trace(name: str, choices: list[int], cost: list[float], first: list[int]) -> list[list[int]]:

@@ -27,8 +27,8 @@ SIZES = {"num_adapters": 9, "context_dim": 4}
 @functools.cache
 def programs(env: Environment, num_adapters: int, context_dim: int) -> tuple[Any, Any]:
     """Jitted `instance` and `rounds` of an environment."""
-    sizes = {"num_adapters": num_adapters, "context_dim": context_dim}
-    make = functools.partial(env.instance, **sizes)
+    masks = {"active": np.ones(num_adapters, bool), "features": np.ones(context_dim, bool)}
+    make = functools.partial(env.instance, **masks)
     return quick_jit(make), quick_jit(env.rounds)
 
 

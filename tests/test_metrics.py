@@ -41,6 +41,8 @@ def test_parts_add_up_and_losses_are_never_negative(seed: int, scale: float, slo
         paging_ms=cost,
         size=jnp.ones(N, jnp.float32),
         cache_slots=jnp.int32(slots),
+        active=jnp.ones(N, bool),
+        num_features=jnp.int32(1),
         samples_ms=jnp.zeros((N, 0), jnp.float32),
         sample_count=jnp.ones(N, jnp.int32),
     )

@@ -43,6 +43,8 @@ def route_inputs(
         resident=jnp.zeros(num_adapters, bool),
         paging_cost=jnp.full(num_adapters, 0.25, jnp.float32),
         quota=jnp.int32(0),
+        active=jnp.ones(num_adapters, bool),
+        num_features=jnp.int32(context.shape[-1]),
     )
     return inputs._replace(**changes)
 
@@ -202,7 +204,8 @@ def test_forced_exploration_follows_its_quota(exploration, pulls, quota, expecte
 def test_the_theory_schedule_is_its_formula():
     params = routers.RouterParams(sigma=0.5, delta=0.1, theta_bound=2.0, ridge=4.0)
     state = routers.init(params, num_adapters=2, context_dim=3)
-    beta = routers.theory_beta(params, state.replace(pulls=jnp.array([0, 8], jnp.int32)))
+    pulled = state.replace(pulls=jnp.array([0, 8], jnp.int32))
+    beta = routers.theory_beta(params, pulled, route_inputs(np.ones(3), 2))
     expected = [0.5 * math.sqrt(3 * math.log(growth * 2 / 0.1)) + 4.0 for growth in (1.0, 3.0)]
     np.testing.assert_allclose(beta, expected, rtol=1e-6)
 

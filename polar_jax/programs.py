@@ -1,0 +1,412 @@
+"""Compiled programs over many lanes: the only place with `jit`, lane `vmap` and devices.
+
+A *tile* is the fixed number of lanes that one device runs side by side; since `vmap` over
+another width may round differently, a lane's result depends on the width alone, and the
+width depends on the shapes and the kind of device alone. A *wave* is one tile on every
+device. See `docs/architecture.md`, "Determinism".
+"""
+
+import concurrent.futures
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from polar_jax import environments, epochs, lane_calls, oracles, paging, simulate
+from polar_jax.lane_calls import Experiment, Needs, Setup, Shape
+from polar_jax.types import ChunkClock, LaneState, Rounds
+
+_TILE = {"cpu": 32}
+_TILE_ACCELERATOR = 4_096
+# A tile's state and one chunk of its rounds must fit in this many bytes.
+_TILE_BYTES = {"cpu": 2**30}
+_TILE_BYTES_ACCELERATOR = 8 * 2**30
+# Rounds per compiled call: whole blocks, and short enough to answer Ctrl-C at once.
+_CHUNK_ROUNDS = 4 * environments.BLOCK
+# Numbers of all precision matrices of a device that one call may read: about a second.
+_CHUNK_WORK = {"cpu": 1e10}
+_CHUNK_WORK_ACCELERATOR = 1e13
+_LANES, _SHARED = PartitionSpec("lanes"), PartitionSpec()
+# Run once per seed, so compiling it fast is worth more than running it fast.
+_QUICK_COMPILE = {"cpu": {"xla_backend_optimization_level": 1}}
+# A host that waits for every call leaves nothing to overlap; accelerators keep a queue.
+_MAX_IN_FLIGHT = {"cpu": 1}
+_MAX_IN_FLIGHT_ACCELERATOR = 4
+
+
+def tile_width(shape: Shape, platform: str) -> int:
+    """Lanes that one device runs side by side: a function of shapes and kind of device.
+
+    Args:
+      shape: sizes that the programs are compiled for.
+      platform: "cpu", "gpu" or "tpu".
+
+    Returns:
+      The tile, at least 1.
+    """
+    n, d = shape
+    # Statistics are kept twice while they are updated; a chunk holds contexts,
+    # utilities and decisions; the oracle sees its sample twice; a replan holds every
+    # sampled direction.
+    chunk = _CHUNK_ROUNDS * (3 * n + 2 * d + 16) + 2 * oracles.ORACLE_CONTEXTS * n
+    planned = simulate.SAMPLE_ROUNDS * (n * d + 64)
+    lane_bytes = 4 * (2 * n * d * (3 * d + 4) + chunk + planned)
+    budget = _TILE_BYTES.get(platform, _TILE_BYTES_ACCELERATOR)
+    width = _TILE.get(platform, _TILE_ACCELERATOR)
+    while width > 1 and width * lane_bytes > budget:
+        width //= 2
+    return width
+
+
+def chunk_rounds(shape: Shape, platform: str) -> int:
+    """Rounds per compiled call, whole blocks, so that a call takes about a second at most.
+
+    Args:
+      shape: sizes that the programs are compiled for.
+      platform: "cpu", "gpu" or "tpu".
+    """
+    per_round = tile_width(shape, platform) * shape.num_adapters * shape.context_dim**2
+    budget = _CHUNK_WORK.get(platform, _CHUNK_WORK_ACCELERATOR)
+    rounds = _CHUNK_ROUNDS
+    while rounds > environments.BLOCK and rounds * per_round > budget:
+        rounds //= 2
+    return rounds
+
+
+class Placement(NamedTuple):
+    """Devices, and how arrays lie on them."""
+
+    mesh: Mesh
+    platform: str
+
+    @property
+    def num_devices(self) -> int:
+        """How many devices there are."""
+        return self.mesh.size
+
+    def lanes(self, values: Any) -> Any:
+        """Spreads arrays with a lane axis over the devices."""
+        return jax.device_put(values, NamedSharding(self.mesh, _LANES))
+
+    def shared(self, values: Any) -> Any:
+        """Copies arrays to every device: a call that is handed host arrays does so each time."""
+        return jax.device_put(values, NamedSharding(self.mesh, _SHARED))
+
+    def shapes(self, function: Any, args: tuple[Any, ...]) -> Any:
+        """Shapes of what a program over lanes returns, spread over the devices."""
+        sharding = NamedSharding(self.mesh, _LANES)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(function, *args),
+        )
+
+
+def place(num_tiles: int, num_devices: int | None) -> Placement:
+    """The devices for a run.
+
+    Args:
+      num_tiles: tiles of work; more devices than that are not used.
+      num_devices: at most so many; all where None.
+    """
+    devices = jax.devices()
+    limit = len(devices) if num_devices is None else min(num_devices, len(devices))
+    used = devices[: max(1, min(limit, num_tiles))]
+    return Placement(Mesh(np.asarray(used), ("lanes",)), devices[0].platform)
+
+
+class Program(NamedTuple):
+    """One program: what it is, how to build it, example arguments."""
+
+    kind: str  # "setup", "draw", "pick", "oracle", "start" or "advance"
+    key: Any  # what it is known by, beside the shapes of its arguments
+    build: Callable[[], Any]
+    args: tuple[Any, ...]
+    options: dict[str, Any] | None = None
+
+    def name(self) -> Any:
+        """What the executable is cached under."""
+        leaves, structure = jax.tree.flatten(self.args)
+        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        return (self.kind, *self.key), (structure, shapes)
+
+
+_COMPILED: dict[Any, Any] = {}
+
+
+def _compiled(program: Program) -> Any:
+    """The executable of a program, compiled once per process."""
+    name = program.name()
+    if name not in _COMPILED:
+        _COMPILED[name] = program.build().lower(*program.args).compile(program.options)
+    return _COMPILED[name]
+
+
+def _over_lanes(
+    function: Callable[..., Any], mesh: Mesh, *, lanes: int, shared: int, donate: bool = False
+) -> Any:
+    """`jit` of `function` over the lanes of every device's tile.
+
+    The first `lanes` arguments have a lane axis, the last `shared` are the same for all.
+    """
+    mapped = jax.vmap(function, in_axes=(0,) * lanes + (None,) * shared)
+    specs = (_LANES,) * lanes + (_SHARED,) * shared
+    sharded = jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=_LANES, check_vma=False)
+    return jax.jit(sharded, donate_argnums=(0,) if donate else ())
+
+
+class WaveInputs(NamedTuple):
+    """What a wave is given: arrays with a lane axis, then arrays that all lanes share."""
+
+    seed: Any  # [L] int32
+    base_seed: Any  # [L] int32
+    stream: Any  # environment constants, [L] each
+    costs: dict[str, Any]  # lane_calls.cost_arrays, [L, ...] each
+    data: list[Any]  # lane_calls.PolicyData per policy, [L, ...] each
+    sizes: Any  # lane_calls.Sizes
+    oracle_subsets: Any  # cache_search.SubsetTable
+    subsets: Any  # cache_search.SubsetTable of the controllers
+
+
+class Programs(NamedTuple):
+    """Compiled calls of one experiment; start and advance, one per policy."""
+
+    setup: Callable[..., Setup]
+    draw: Callable[..., Rounds]
+    pick: Callable[..., Array]
+    oracle: Callable[..., Array]
+    start: list[Callable[..., LaneState]]
+    advance: list[Callable[..., Any]]
+    state_shapes: list[Any]  # LaneState of shapes, one per policy
+    wave_bytes: int  # device memory that a wave needs on one device
+
+
+class Family:
+    """The programs that an experiment needs on some devices."""
+
+    def __init__(
+        self, experiment: Experiment, placement: Placement, *, chunk: int, keep: bool
+    ) -> None:
+        self._experiment, self._placement = experiment, placement
+        self._chunk, self._keep = chunk, keep
+        self.needs = needs_of(experiment)
+
+    def programs(self, inputs: WaveInputs, clocks: Sequence[ChunkClock]) -> list[Program]:
+        """Every program, the four that no policy changes first, then two per policy."""
+        exp, mesh = self._experiment, self._placement.mesh
+        env, shape, dtype = exp.environment, exp.compiled_shape, exp.dtype
+        known = (env, shape, dtype, mesh)
+
+        def over(function: Callable[..., Any], *fixed: Any, **axes: Any) -> Callable[[], Any]:
+            bound = functools.partial(function, *fixed)
+            return functools.partial(_over_lanes, bound, mesh, **axes)
+
+        setup = over(lane_calls.setup, env, shape, dtype, lanes=4, shared=1)
+        setup_args = (inputs.seed, inputs.base_seed, inputs.stream, inputs.costs, inputs.sizes)
+        fixed = self._placement.shapes(setup(), setup_args)
+        draw = over(lane_calls.draw, env, self.needs, self._chunk, dtype, lanes=3, shared=1)
+        draw_args = (fixed.key, fixed.instance, inputs.stream, np.int32(0))
+        rounds = self._placement.shapes(draw(), draw_args)
+        pick = over(lane_calls.pick, lanes=2, shared=2, donate=True)
+        sample = self.sample_shape(inputs.seed.size)
+        picks = np.zeros(self._chunk, np.int32)
+        oracle = over(lane_calls.oracle, lanes=2, shared=2)
+        weight = np.zeros(oracles.ORACLE_CONTEXTS, dtype)
+        oracle_args = (fixed.inputs, sample, weight, inputs.oracle_subsets)
+        chosen = self._placement.shapes(oracle(), oracle_args)
+        quick = _QUICK_COMPILE.get(self._placement.platform)
+        programs = [
+            Program("setup", known, setup, setup_args, quick),
+            Program("draw", (self.needs, self._chunk, *known), draw, draw_args),
+            Program(
+                "pick", (shape, mesh), pick, (sample, rounds.utility, picks, np.int32(0)), quick
+            ),
+            Program("oracle", (shape, mesh), oracle, oracle_args),
+        ]
+        for policy, data, clock in zip(exp.policies, inputs.data, clocks, strict=True):
+            rule = (policy.rule, env.binary_reward, shape, mesh)
+            start = over(lane_calls.start, policy, shape, lanes=3, shared=0)
+            start_args = (fixed.inputs, chosen, data)
+            state = self._placement.shapes(start(), start_args)
+            advance = over(
+                lane_calls.advance, policy, env, self._keep, lanes=5, shared=2, donate=True
+            )
+            args = (state, fixed.inputs, chosen, rounds, data, clock, inputs.subsets)
+            programs.append(Program("start", rule, start, start_args, quick))
+            programs.append(Program("advance", (self._keep, *rule), advance, args))
+        return programs
+
+    def sample_shape(self, num_lanes: int) -> Any:
+        """Shape of the oracle's sample, with room for the last chunk's picks."""
+        exp = self._experiment
+        rows = oracles.ORACLE_CONTEXTS + self._chunk
+        return jax.ShapeDtypeStruct(
+            (num_lanes, rows, exp.compiled_shape.num_adapters),
+            jnp.dtype(exp.dtype),
+            sharding=NamedSharding(self._placement.mesh, _LANES),
+        )
+
+    def compile(
+        self, programs: Sequence[Program], progress: Callable[[int, int], None]
+    ) -> Programs:
+        """Compiles programs side by side; `progress` is told how many of how many are done."""
+        distinct = {program.name(): program for program in programs}
+        progress(0, len(distinct))
+        with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+            futures = [pool.submit(_compiled, program) for program in distinct.values()]
+            for count, future in enumerate(concurrent.futures.as_completed(futures), 1):
+                future.result()
+                progress(count, len(distinct))
+        done = [_compiled(program) for program in programs]
+        advances = programs[5::2]
+        return Programs(
+            setup=done[0],
+            draw=done[1],
+            pick=done[2],
+            oracle=done[3],
+            start=done[4::2],
+            advance=done[5::2],
+            state_shapes=[program.args[0] for program in advances],
+            wave_bytes=_wave_bytes(programs, done) // self._placement.num_devices,
+        )
+
+
+def descriptions(experiment: Experiment) -> list[tuple[Any, str]]:
+    """Every program that an experiment needs: what makes it another one, and its name.
+
+    Args:
+      experiment: what would run.
+
+    Returns:
+      `(key, text)` pairs; equal keys are one program, whoever asks for it.
+    """
+    env, shape = experiment.environment, experiment.compiled_shape
+    table = experiment.costs.table
+    samples = 0 if table is None else paging.draw_arrays(table)[0].shape[1]
+    widths = [one.members.shape for one in lane_calls.subset_tables(experiment.problem, shape)]
+    sizes = f"{shape.num_adapters} adapters, {shape.context_dim} features"
+    stream = f"{env.name} with {env.num_clusters} clusters"
+    if env.num_segments > 1:
+        stream += f", {env.num_segments} segments"
+    needs = needs_of(experiment)
+    drawn = "".join(f", {name}" for name, read in needs._asdict().items() if read)
+    found: list[tuple[Any, str]] = [
+        (("setup", env, shape, samples), f"setup {stream}: {sizes}"),
+        (("draw", env, shape, needs), f"draw {stream}: {sizes}{drawn}"),
+        (("pick", shape), f"pick: {sizes}"),
+        (("oracle", shape, samples, widths[0]), f"oracle: {sizes}"),
+    ]
+    rewards = ", rewards of 0 and 1" if env.binary_reward else ""
+    for policy in experiment.policies:
+        name = policy.name.partition("#")[0]
+        found += [
+            (("start", policy.rule, shape, samples), f"start {name}: {sizes}"),
+            (
+                ("advance", policy.rule, env.binary_reward, shape, samples, widths[1]),
+                f"advance {name}: {sizes}{rewards}",
+            ),
+        ]
+    return found
+
+
+def needs_of(experiment: Experiment) -> Needs:
+    """Which random numbers any policy of an experiment reads."""
+    rules = [policy.rule for policy in experiment.policies]
+    return Needs(
+        latency=experiment.costs.table is not None,
+        reservoir=any(rule.sample == "reservoir" for rule in rules),
+        bits=any(rule.router.randomised or rule.controller.randomised for rule in rules),
+    )
+
+
+def _nbytes(values: Any) -> int:
+    return sum(int(np.prod(one.shape)) * one.dtype.itemsize for one in jax.tree.leaves(values))
+
+
+def _wave_bytes(programs: Sequence[Program], compiled: Sequence[Any]) -> int:
+    """Memory of a wave: all policies' states, one chunk of rounds, the largest call's own."""
+    states = sum(_nbytes(program.args[0]) for program in programs[5::2])
+    rounds = _nbytes(programs[5].args[3])
+    own = [_own_bytes(one) for one in compiled]
+    return states + rounds + max(own)
+
+
+def _own_bytes(compiled: Any) -> int:
+    """Temporaries and outputs of a compiled call, as XLA planned them."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return 0
+    fresh = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return int(analysis.temp_size_in_bytes + fresh)
+
+
+def device_memory(platform: str) -> int | None:
+    """Bytes of memory of one device; the host's share on CPU, None where nobody tells."""
+    if platform != "cpu":
+        stats = jax.devices()[0].memory_stats() or {}
+        limit = stats.get("bytes_limit")
+        return None if limit is None else int(limit)
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return whole // len(jax.devices())
+
+
+def waves_in_flight(wave_bytes: int, platform: str, memory_limit: int | None) -> int:
+    """How many waves run side by side, from the programs' own memory analysis.
+
+    Args:
+      wave_bytes: memory of a wave on one device.
+      platform: kind of device.
+      memory_limit: bytes that may be used on one device; four fifths of what it has where
+        None.
+
+    Returns:
+      At least 1. It changes no result: a tile's width does not depend on memory.
+
+    Raises:
+      MemoryError: if not even one wave fits.
+    """
+    have = device_memory(platform)
+    limit = memory_limit or (None if have is None else have * 4 // 5)
+    most = _MAX_IN_FLIGHT.get(platform, _MAX_IN_FLIGHT_ACCELERATOR)
+    if limit is None:
+        return 1
+    if wave_bytes > limit:
+        raise MemoryError(
+            f"one tile needs {wave_bytes / 2**20:,.0f} MiB per device and "
+            f"{limit / 2**20:,.0f} MiB are allowed; raise the memory limit, or run fewer "
+            "policies at once or a smaller problem."
+        )
+    return max(1, min(most, limit // max(wave_bytes, 1)))
+
+
+def picks_of_chunk(sampled: np.ndarray, first_round: int, chunk: int) -> tuple[np.ndarray, int]:
+    """Which rounds of a chunk the oracle samples, padded to the chunk, and how many.
+
+    Args:
+      sampled: rounds of the sample, increasing, counted from 0.
+      first_round: rounds before the chunk.
+      chunk: its rounds.
+    """
+    inside = (sampled >= first_round) & (sampled < first_round + chunk)
+    picks = sampled[inside] - first_round
+    return np.pad(picks, (0, chunk - picks.size)).astype(np.int32), picks.size
+
+
+def chunk_clocks(experiment: Experiment, first_round: int, chunk: int) -> list[ChunkClock]:
+    """The clock of every policy for one chunk."""
+    horizon = experiment.problem.horizon
+    marks = epochs.curve_rounds(horizon, experiment.shorter_horizons)
+    return [
+        epochs.chunk_clock(
+            policy.schedule, marks, first_round=first_round, num_rounds=chunk, horizon=horizon
+        )
+        for policy in experiment.policies
+    ]

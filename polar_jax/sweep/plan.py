@@ -1,0 +1,450 @@
+"""From a spec to what will run: cells, buckets of shared programs, batches and shards.
+
+A *cell* is all configurations that share requests, costs and the static oracle; they
+differ in policy or in its constants. A *batch* is cells that run side by side, being equal
+in everything that is compiled or scheduled. A *shard* is batches of about five minutes.
+The plan depends on the spec, on `shard_seconds` and on the kind of device, on nothing else.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from polar_jax import configured, epochs, lane_calls, lanes, policies, programs
+from polar_jax.config import RunConfig
+from polar_jax.lane_calls import Shape
+from polar_jax.policies import Policy, Problem
+from polar_jax.sweep import costs
+from polar_jax.sweep.spec import Configuration, Spec
+
+# Options of a policy alone: configurations that differ in nothing else share a cell.
+POLICY_OPTIONS = ("policies", "alpha", "ridge", "beta", "epoch_length", "switching_term")
+# Streams that do not know the horizon: a longer run begins like a shorter one.
+ENDLESS_STREAMS = ("clustered", "isotropic", "bernoulli")
+SHARD_SECONDS = 300.0
+# States of all policies of a batch are held at once.
+_BATCH_BYTES = 2**30
+_IN_PAIRS = ("polar_oexp",)
+
+
+class Entry(NamedTuple):
+    """One policy of a cell, and the configurations that its run answers."""
+
+    policy: Policy
+    own: int  # configuration with the run's own horizon
+    read_off: tuple[tuple[int, int], ...]  # (configuration, shorter horizon)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Configurations that share requests, costs and the static oracle.
+
+    Attributes:
+      experiment: the cell on all its seeds; its policies are the entries'.
+      entries: its policies.
+    """
+
+    experiment: lanes.Experiment
+    entries: tuple[Entry, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Cells that run side by side on some of their seeds.
+
+    Attributes:
+      cells: equal in everything that is compiled or scheduled.
+      seeds: `(first, one past the last)`.
+      seconds: estimated, on the machine of the constants.
+    """
+
+    cells: tuple[Cell, ...]
+    seeds: tuple[int, int]
+    seconds: float
+
+    @property
+    def decisions(self) -> int:
+        """How many decisions it makes."""
+        first = self.cells[0].experiment
+        lanes_ = len(self.cells) * (self.seeds[1] - self.seeds[0])
+        return lanes_ * len(first.policies) * first.problem.horizon
+
+    def experiments(self) -> list[lanes.Experiment]:
+        """What the engine runs."""
+        return [
+            dataclasses.replace(cell.experiment, seeds=range(*self.seeds)) for cell in self.cells
+        ]
+
+
+class Shard(NamedTuple):
+    """One unit of work and one result file."""
+
+    index: int
+    batches: tuple[Batch, ...]
+
+    @property
+    def decisions(self) -> int:
+        """How many decisions it makes."""
+        return sum(batch.decisions for batch in self.batches)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds, compilation left out."""
+        return sum(batch.seconds for batch in self.batches)
+
+    @property
+    def rows(self) -> int:
+        """Rows of its file: a row per configuration and seed."""
+        return sum(
+            (batch.seeds[1] - batch.seeds[0])
+            * sum(1 + len(entry.read_off) for cell in batch.cells for entry in cell.entries)
+            for batch in self.batches
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """Cells that share compiled programs.
+
+    Attributes:
+      shape: sizes that the programs are compiled for.
+      padding: whether and why they are more than the problems' own, a sentence.
+      cells: the cells.
+      programs: every program, by description.
+      tile: lanes that one device runs side by side.
+    """
+
+    shape: Shape
+    padding: str
+    cells: tuple[Cell, ...]
+    programs: tuple[str, ...]
+    tile: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a sweep will run.
+
+    Attributes:
+      spec: what was asked for.
+      shard_seconds: what a shard aims at.
+      platform: kind of device, which tiles depend on.
+      buckets: groups of cells that share programs.
+      shards: units of work, by index.
+    """
+
+    spec: Spec
+    shard_seconds: float
+    platform: str
+    buckets: tuple[Bucket, ...]
+    shards: tuple[Shard, ...]
+
+    @property
+    def decisions(self) -> int:
+        """How many decisions the sweep makes."""
+        return sum(shard.decisions for shard in self.shards)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of running, on the machine of the constants."""
+        return sum(shard.seconds for shard in self.shards)
+
+    @property
+    def num_read_off(self) -> int:
+        """Configurations that are read off a longer run."""
+        cells = (cell for bucket in self.buckets for cell in bucket.cells)
+        return sum(len(entry.read_off) for cell in cells for entry in cell.entries)
+
+    def programs(self, kind: str | None = None) -> tuple[str, ...]:
+        """Every distinct program; with `kind`, those whose description begins with it."""
+        found = dict.fromkeys(name for bucket in self.buckets for name in bucket.programs)
+        return tuple(name for name in found if kind is None or name.startswith(kind))
+
+
+def make(spec: Spec, *, shard_seconds: float = SHARD_SECONDS, platform: str = "cpu") -> Plan:
+    """Plans a sweep.
+
+    Args:
+      spec: what was asked for.
+      shard_seconds: work that a shard aims at, above 0.
+      platform: kind of device that will run it.
+
+    Returns:
+      The plan; equal arguments give equal plans on every machine.
+
+    Raises:
+      ValueError: for a configuration that cannot run.
+      OSError: for a paging file that cannot be read.
+    """
+    groups: dict[Any, list[Configuration]] = {}
+    for configuration in spec.configurations:
+        groups.setdefault(_cell_key(configuration.config), []).append(configuration)
+    cells = list(_with_horizons([_cell(group) for group in groups.values()]))
+    shaped, buckets = _buckets(cells, spec.padding, platform)
+    batches = _batches(shaped, platform, shard_seconds)
+    return Plan(spec, shard_seconds, platform, tuple(buckets), tuple(_shards(batches, shard_seconds)))
+
+
+def _cell_key(config: RunConfig) -> Any:
+    return tuple(
+        getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in POLICY_OPTIONS
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _experiment(key: Any, config: RunConfig) -> lanes.Experiment:
+    """The cell's problem, stream and costs; its one policy is replaced later."""
+    del key
+    return configured.configure(config).experiment
+
+
+def _policy(configuration: Configuration, experiment: lanes.Experiment) -> Policy:
+    config = configuration.config
+    settings = configured.policy_settings(
+        config, binary_reward=experiment.environment.binary_reward
+    )
+    made = policies.policy(config.policies[0], **experiment.problem._asdict(), settings=settings)
+    # Names must differ within a run.
+    return made._replace(name=f"{made.name}#{configuration.index}")
+
+
+def _cell(group: Sequence[Configuration]) -> Cell:
+    config = group[0].config
+    base = dataclasses.replace(config, **{name: _DEFAULTS[name] for name in POLICY_OPTIONS})
+    base = dataclasses.replace(base, policies=("static",))
+    experiment = _experiment(_cell_key(config), base)
+    entries = tuple(Entry(_policy(one, experiment), one.index, ()) for one in group)
+    return Cell(_with(experiment, entries), entries)
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+
+
+def _with(
+    experiment: lanes.Experiment, entries: Sequence[Entry], **changes: Any
+) -> lanes.Experiment:
+    return dataclasses.replace(
+        experiment, policies=tuple(entry.policy for entry in entries), **changes
+    )
+
+
+def _with_horizons(cells: list[Cell]) -> Iterable[Cell]:
+    """Cells of one stream and several horizons: what the longest run answers is left to it."""
+    groups: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        exp = cell.experiment
+        alone = exp.environment.name not in ENDLESS_STREAMS
+        constants = tuple(np.asarray(x).tobytes() for x in _numbers(exp))
+        key = exp.problem[:3], exp.environment, exp.base_seed, len(exp.seeds), constants
+        groups.setdefault((key, exp.problem.horizon if alone else 0), []).append(cell)
+    for group in groups.values():
+        yield from _read_off(group) if len(group) > 1 else group
+
+
+def _numbers(experiment: lanes.Experiment) -> list[Any]:
+    """The numbers of a stream and its costs, but for the length of its segments."""
+    params = experiment.environment_params
+    costs_ = lane_calls.cost_arrays(
+        experiment.costs, *[experiment.problem.num_adapters] * 2, np.float64
+    )
+    names = [field.name for field in dataclasses.fields(params) if field.name != "segment_rounds"]
+    return [*(getattr(params, name) for name in names), *costs_.values()]
+
+
+def _read_off(group: list[Cell]) -> list[Cell]:
+    """Moves entries of shorter cells to the longest, where its run begins like theirs."""
+    group = sorted(group, key=lambda cell: cell.experiment.problem.horizon)
+    *shorter, longest = group
+    entries = list(longest.entries)
+    kept = []
+    for cell in shorter:
+        own = []
+        for entry in cell.entries:
+            place = next((i for i, e in enumerate(entries) if begins_like(e.policy, entry.policy)), None)
+            room = place is not None and _has_room(entries, cell.experiment.problem.horizon)
+            if place is None or not room:
+                own.append(entry)
+                continue
+            horizon = entry.policy.problem.horizon
+            held = entries[place]
+            entries[place] = held._replace(read_off=(*held.read_off, (entry.own, horizon)))
+        if own:
+            kept.append(Cell(_with(cell.experiment, own), tuple(own)))
+    horizons = tuple(sorted({horizon for entry in entries for _, horizon in entry.read_off}))
+    whole = _with(longest.experiment, entries, shorter_horizons=horizons)
+    return [*kept, Cell(whole, tuple(entries))]
+
+
+def _has_room(entries: Sequence[Entry], horizon: int) -> bool:
+    horizons = {one for entry in entries for _, one in entry.read_off} | {horizon}
+    return len(horizons) <= epochs.MAX_HORIZONS
+
+
+def begins_like(long: Policy, short: Policy) -> bool:
+    """Whether a policy made for a longer horizon begins exactly as one for a shorter.
+
+    Args:
+      long: the policy with the longer horizon.
+      short: the policy with the shorter.
+
+    Returns:
+      True for anytime policies: equal rules, constants, quotas and boundaries.
+    """
+    end = short.problem.horizon - 1
+    a, b = long.schedule, short.schedule
+    inside = a.boundaries < end
+    length = min(long.quotas.size, short.quotas.size)
+    ends_a, ends_b = a.epoch_ends[a.epoch_ends < end], b.epoch_ends[b.epoch_ends < end]
+    return (
+        long.rule == short.rule
+        and long.first_set == short.first_set
+        and _equal(_leaves(long.params), _leaves(short.params))
+        and _equal([long.quotas[:length]], [short.quotas[:length]])
+        and _equal([ends_a, a.boundaries[inside]], [ends_b, b.boundaries])
+        and _equal([a.replans[inside], a.amortised_rounds[inside]], [b.replans, b.amortised_rounds])
+    )
+
+
+def _leaves(params: Any) -> list[Any]:
+    return jax.tree.leaves(params)
+
+
+def _equal(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    return len(left) == len(right) and all(
+        np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(left, right, strict=True)
+    )
+
+
+def _own_shape(cell: Cell) -> Shape:
+    return Shape(cell.experiment.problem.num_adapters, cell.experiment.problem.context_dim)
+
+
+def _entry_seconds(entry: Entry, problem: Problem, shape: Shape) -> float:
+    controller = entry.policy.rule.controller
+    experts = "experts" in getattr(controller.admit, "__module__", "")
+    pairs = "online_submodular" in getattr(controller.admit, "__module__", "")
+    return problem.horizon * costs.decision_seconds(shape, experts=experts, pairs=pairs)
+
+
+def _cell_seconds(cell: Cell, shape: Shape, num_seeds: int) -> float:
+    """Estimated seconds of a cell on some seeds."""
+    problem = cell.experiment.problem
+    served = sum(_entry_seconds(entry, problem, shape) for entry in cell.entries)
+    return num_seeds * (served + costs.stream_seconds(problem, shape))
+
+
+def _buckets(
+    cells: list[Cell], padding: str, platform: str
+) -> tuple[list[Cell], list[Bucket]]:
+    """Decides on padding, and groups cells by the shape that they are compiled for."""
+    rungs: dict[Shape, list[Cell]] = {}
+    for cell in cells:
+        rungs.setdefault(costs.padded(_own_shape(cell)), []).append(cell)
+    shaped: dict[int, Cell] = {}
+    buckets = []
+    for ladder, group in rungs.items():
+        own: dict[Shape, float] = {}
+        for cell in group:
+            shape = _own_shape(cell)
+            seconds = _cell_seconds(cell, shape, len(cell.experiment.seeds))
+            own[shape] = own.get(shape, 0.0) + seconds
+        pad, why = costs.padding_verdict(
+            padding,
+            list(own.items()),
+            ladder,
+            work=sum(_cell_seconds(cell, ladder, len(cell.experiment.seeds)) for cell in group),
+            num_rules=len({_rule_key(entry) for cell in group for entry in cell.entries}),
+            num_streams=len({cell.experiment.environment for cell in group}),
+        )
+        for shape in [ladder] if pad else own:
+            members = [cell for cell in group if pad or _own_shape(cell) == shape]
+            reshaped = [_reshaped(cell, shape) for cell in members]
+            shaped |= {id(old): new for old, new in zip(members, reshaped, strict=True)}
+            tile = programs.tile_width(shape, platform)
+            buckets.append(Bucket(shape, why, tuple(reshaped), _programs(reshaped), tile))
+    return [shaped[id(cell)] for cell in cells], buckets
+
+
+def _reshaped(cell: Cell, shape: Shape) -> Cell:
+    return dataclasses.replace(cell, experiment=dataclasses.replace(cell.experiment, shape=shape))
+
+
+def _rule_key(entry: Entry) -> Any:
+    return entry.policy.rule
+
+
+def _programs(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """Every program that some cells of one shape need."""
+    found: dict[Any, str] = {}
+    for cell in cells:
+        for key, name in programs.descriptions(cell.experiment):
+            found.setdefault(key, name)
+    return tuple(found.values())
+
+
+def _batches(cells: list[Cell], platform: str, shard_seconds: float) -> list[Batch]:
+    """Cells side by side, cut where work or memory would be too much."""
+    groups: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        for part in _parts(cell, platform):
+            groups.setdefault((lanes.kinship(part.experiment), len(part.experiment.seeds)), []).append(part)
+    batches: list[Batch] = []
+    for group in groups.values():
+        batches += _cut(group, platform, shard_seconds)
+    return batches
+
+
+def _parts(cell: Cell, platform: str) -> list[Cell]:
+    """A cell in parts whose policies' states fit in memory together."""
+    n, d = cell.experiment.compiled_shape
+    tile = programs.tile_width(cell.experiment.compiled_shape, platform)
+    state = 4 * n * d * (2.5 * d + 4) * tile
+    most = max(1, int(_BATCH_BYTES // state))
+    entries = cell.entries
+    if len(entries) <= most:
+        return [cell]
+    return [
+        Cell(_with(cell.experiment, entries[i : i + most]), entries[i : i + most])
+        for i in range(0, len(entries), most)
+    ]
+
+
+def _cut(group: list[Cell], platform: str, shard_seconds: float) -> list[Batch]:
+    """Batches of about `shard_seconds` at most: some cells whole, or some seeds of one."""
+    shape = group[0].experiment.compiled_shape
+    num_seeds = len(group[0].experiment.seeds)
+    each = _cell_seconds(group[0], shape, num_seeds)
+    if each <= shard_seconds:
+        at_once = max(1, int(shard_seconds // each))
+        return [
+            Batch(tuple(part), (0, num_seeds), sum(_cell_seconds(c, shape, num_seeds) for c in part))
+            for part in (group[i : i + at_once] for i in range(0, len(group), at_once))
+        ]
+    # Two tiles at least, so that two devices have work; whole tiles, so that none is filled up.
+    unit = programs.tile_width(shape, platform) * (2 if platform == "cpu" else 1)
+    wanted = num_seeds * shard_seconds / each
+    step = max(unit, int(wanted // unit) * unit)
+    return [
+        Batch((cell,), bounds, _cell_seconds(cell, shape, bounds[1] - bounds[0]))
+        for cell in group
+        for bounds in ((i, min(i + step, num_seeds)) for i in range(0, num_seeds, step))
+    ]
+
+
+def _shards(batches: list[Batch], shard_seconds: float) -> Iterable[Shard]:
+    """Packs batches, in order, into shards."""
+    waiting: list[Batch] = []
+    index = 0
+    for batch in batches:
+        if waiting and sum(one.seconds for one in waiting) + batch.seconds > shard_seconds:
+            yield Shard(index, tuple(waiting))
+            waiting, index = [], index + 1
+        waiting.append(batch)
+    if waiting:
+        yield Shard(index, tuple(waiting))
