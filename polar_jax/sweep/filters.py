@@ -109,13 +109,11 @@ def _check(text: str, node: ast.AST) -> None:
         part = ast.get_source_segment(text.strip(), node) if isinstance(node, ast.expr) else None
         which = f" must not hold {grid.shown(part)}" if part else " cannot be read"
         raise SpecError(f"{label}{which}: {_SYNTAX}.")
-    if isinstance(node, ast.Name) and node.id not in _LITERALS:
-        if grid.option_of(node.id) not in grid.KINDS:
-            names = [*grid.KINDS, *grid.COLUMNS.values()]
-            hint = grid.nearest(node.id, names)
-            raise SpecError(
-                f"{label} reads {node.id}, which is no option{hint}; a string needs quotes."
-            )
+    if isinstance(node, ast.Name) and grid.option_of(node.id) not in {*grid.KINDS, *_LITERALS}:
+        hint = grid.nearest(node.id, [*grid.KINDS, *grid.COLUMNS.values()])
+        raise SpecError(
+            f"{label} reads {node.id}, which is no option{hint}; a string needs quotes."
+        )
     if isinstance(node, ast.Compare):
         _check_comparison(label, node)
 

@@ -25,7 +25,7 @@ COLUMNS = {
 ON_COMMAND_LINE = ("out", "overwrite", "devices", "quiet")
 # Values of one axis; a grid is refused at this size anyway.
 MAX_VALUES = 100_000
-_OPTION_OF = {column: option for option, column in COLUMNS.items()}
+_OPTION_OF: dict[str, str] = {column: option for option, column in COLUMNS.items()}
 _NAMES = {
     "environment": options.ENVIRONMENTS,
     "beta": options.BETAS,
@@ -137,7 +137,7 @@ def known_option(where: str, key: str) -> str:
     return option
 
 
-def typed(label: str, option: str, value: object) -> Any:
+def typed(label: str, option: str, value: Any) -> Any:
     """A value as its option's type.
 
     Args:
@@ -155,10 +155,11 @@ def typed(label: str, option: str, value: object) -> Any:
     """
     kind = KINDS[option]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int and number and (isinstance(value, int) or value.is_integer()):
-        return int(value)
     # The comparison refuses nan, infinities and whole numbers that no float can hold.
-    if kind is float and number and abs(value) <= sys.float_info.max:
+    finite = number and abs(value) <= sys.float_info.max
+    if kind is int and finite and value == int(value):
+        return int(value)
+    if kind is float and finite:
         return float(value)
     if kind is bool and isinstance(value, bool):
         return value
