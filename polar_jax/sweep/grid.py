@@ -91,7 +91,10 @@ def option_of(key: str) -> str:
 
 def shown(value: object) -> str:
     """A value as TOML would show it, on one line, shortened where it is long."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except ValueError:  # Python prints no whole number beyond 4,300 digits.
+        text = "a number of thousands of digits"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 

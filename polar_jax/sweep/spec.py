@@ -204,9 +204,11 @@ def _spec(text: str, document: _Document, name: str, folder: pathlib.Path) -> Sp
 def _document(text: str) -> _Document:
     """The TOML, whose outer keys are known and of the right shape."""
     try:
-        document = tomllib.loads(text)
+        # With a last line break, an error on the last line is told with its number.
+        document = tomllib.loads(text + "\n")
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"not valid TOML: {error}.") from None
+        reason = str(error).replace("end of document", f"the end, line {len(text.splitlines())}")
+        raise SpecError(f"not valid TOML: {reason}.") from None
     for key in document:
         if key not in _KEYS and grid.option_of(key) in grid.KINDS:
             raise SpecError(f"{key} must stand under [fixed], [axes] or [[zip]], not above them.")
