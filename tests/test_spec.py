@@ -120,6 +120,18 @@ def test_indices_are_counted_after_the_filters() -> None:
     assert [(one.index, one.values["alpha"]) for one in found.configurations] == [(0, 1), (1, 1)]
 
 
+def test_the_example_of_the_manual_is_a_spec_of_the_size_it_says() -> None:
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "sweep_spec.md").read_text("utf-8")
+    example = "\n".join(
+        line[4:]
+        for line in page.partition("Adapters and slots make")[0].splitlines()
+        if line.startswith("    ")
+    )
+    found = parsed(example)
+    assert (len(found.configurations), found.num_lanes) == (918, 58_752)
+    assert f"{len(found.configurations)} configurations and {found.num_lanes:,} lanes" in page
+
+
 def test_an_empty_file_is_the_defaults_of_a_run() -> None:
     found = parsed("")
     assert [one.values["policy"] for one in found.configurations] == list(config.DEFAULT_POLICIES)

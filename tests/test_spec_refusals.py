@@ -199,6 +199,7 @@ def test_filters_that_say_nothing_are_refused(text: str, words: str) -> None:
         ('[scaling]\naxis = "alpha"', "one of horizon, adapters, slots, context_dim; got 'alpha'"),
         ('[scaling]\naxes = "slots"', 'has no key "axes" (did you mean axis?)'),
         ("[scaling]", "must name an axis"),
+        ('[report]\nx = "slots"', "[report] needs an axis other than policy"),
         ('[report]\nx = "policy"\n[axes]\nslots = [1]', "[report] x must be one of slots"),
         ("[fixed", "not valid TOML: "),
         ("[fixed]\nslots = 1\nslots = 2", "(at line 3, column 10)"),

@@ -249,6 +249,8 @@ def _axis_hint(
     name = document[table].get(key)
     if not isinstance(name, str):
         raise SpecError(f"[{table}] must name an axis, as {key} = ...; got {grid.shown(name)}.")
+    if not allowed:
+        raise SpecError(f"[{table}] needs an axis other than policy; this sweep has none.")
     option = checks.one_of(f"[{table}] {key}", grid.option_of(name), allowed)
     if option not in {axis.option for axis in axes}:
         raise SpecError(f"[{table}] {key} must be an axis of this sweep; {name} is none.")
