@@ -120,6 +120,7 @@ def test_several_filters_must_all_hold() -> None:
         ("not slots", "must be true or false"),
         ("slots / 0 > 1", "division by zero"),
         ("policy < 3", '"polar" cannot be compared with 3'),
+        ("policy in [3]", '"polar" cannot be compared with 3'),
         ("switching_term == 1", "true cannot be compared with 1"),
         ("[slots] == [4]", "[4] cannot be compared with [4]"),
         ("policy * 3 == 'lru'", 'arithmetic needs numbers, got "polar"'),

@@ -94,8 +94,6 @@ class Spec:
                 # Where the folder lies does not matter, what the file holds does.
                 written = configuration.values.get("paging", self.fixed.get("paging"))
                 resolved["paging"] = [written, self.paging_hashes.get(str(written))]
-            elif resolved["costs"] is None:
-                resolved["costs"] = options.MEASURED_COSTS
             digest.update(_canonical(resolved))
         return digest.hexdigest()
 
