@@ -19,6 +19,31 @@ DEFAULT_POLICIES = (
     "oracle_cache",
     "cost_blind",
 )
+# Every policy, environment and width there is, and the longest stay: what a sweep's file is
+# checked against before JAX has loaded. Tests compare them with the engine's.
+POLICIES = (
+    "polar",
+    "polar_plus",
+    "polar_admit",
+    "polar_experts",
+    "lru",
+    "lfu",
+    "gdsf",
+    "static",
+    "no_cache",
+    "full_cache",
+    "oracle_cache",
+    "oracle",
+    "cost_blind",
+    "no_forced",
+    "polar_plus_no_forced",
+    "epsilon_greedy",
+    "lin_ts",
+    "random",
+)
+ENVIRONMENTS = ("clustered", "isotropic", "sticky", "drifting", "rotating", "bernoulli")
+BETAS = ("constant", "theory")
+MAX_STAY = 0.9
 MEASURED_COSTS = "qwen2.5-7b"
 # Beyond these, float32 sums of utilities of size 1 stop meaning anything.
 MAX_COST = 1e6
