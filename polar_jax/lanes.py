@@ -252,7 +252,9 @@ class _Run:
         base, stream, costs, data = jax.tree.map(lambda values: values[cell], self.cells)
         own = self.place.lanes((self.seed[lanes], base, stream, costs, data))
         sizes, *tables = self.shared
-        return programs.WaveInputs(*own[:4], data=own[4], sizes=sizes, oracle_subsets=tables[0], subsets=tables[1])
+        return programs.WaveInputs(
+            *own[:4], data=own[4], sizes=sizes, oracle_subsets=tables[0], subsets=tables[1]
+        )
 
     def execute(
         self,

@@ -256,12 +256,16 @@ class Family:
     ) -> Programs:
         """Compiles programs side by side; `progress` is told how many of how many are done."""
         distinct = {program.name(): program for program in programs}
-        progress(0, len(distinct))
-        with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+        pool = concurrent.futures.ThreadPoolExecutor(max_workers=4)
+        try:
+            progress(0, len(distinct))
             futures = [pool.submit(_compiled, program) for program in distinct.values()]
             for count, future in enumerate(concurrent.futures.as_completed(futures), 1):
                 future.result()
                 progress(count, len(distinct))
+        finally:
+            # Where `progress` raised, what is being compiled ends and the rest never begins.
+            pool.shutdown(cancel_futures=True)
         done = [_compiled(program) for program in programs]
         advances = programs[5::2]
         return Programs(

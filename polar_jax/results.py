@@ -56,6 +56,25 @@ class Wave(NamedTuple):
     decisions: list[list[Decisions]]  # one per chunk, likewise
 
 
+def at_horizon(
+    result: PolicyResult, curve_round: np.ndarray, horizon: int
+) -> tuple[PolicyResult, np.ndarray]:
+    """A result as it stood after fewer rounds.
+
+    Args:
+      result: of a longer run.
+      curve_round: `[P]` rounds of its curves, `horizon` among them.
+      horizon: rounds, counted from 1.
+
+    Returns:
+      `(the result without rounds and decisions, its curve rounds)`.
+    """
+    count = int(np.searchsorted(curve_round, horizon)) + 1
+    curves = {name: values[:, :count] for name, values in result.curves.items()}
+    totals = {name: values[:, -1] for name, values in curves.items()}
+    return PolicyResult(totals, curves, None, None), curve_round[:count]
+
+
 def _join(waves: list[np.ndarray], lanes: slice) -> np.ndarray:
     """Waves joined along lanes, copies that filled the last tile and others' lanes dropped."""
     return np.concatenate(waves)[lanes]

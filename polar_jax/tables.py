@@ -2,11 +2,15 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from polar_jax.lanes import PolicyResult, Results
 from polar_jax.policies import Problem
+
+if TYPE_CHECKING:
+    import pyarrow
 
 # Figures per lane, in the order of the file. Sums over the run unless the name says
 # otherwise; `net_utility` is the mean per request.
@@ -24,6 +28,7 @@ FIGURES = (
     "page_ins",
     "loads",
 )
+_COUNTS = ("page_ins", "loads")
 SIZES = ("num_adapters", "cache_slots", "context_dim", "horizon")
 COLUMNS = (
     "policy",
@@ -57,6 +62,56 @@ def figures(result: PolicyResult, horizon: int) -> dict[str, np.ndarray]:
     return {name: derived[name] if name in derived else totals[name] for name in FIGURES}
 
 
+def columns(
+    policy: str,
+    result: PolicyResult,
+    *,
+    sizes: Problem,
+    seeds: Sequence[int],
+    oracle_exact: bool,
+    curve_round: np.ndarray,
+) -> dict[str, Any]:
+    """One policy's rows: the columns of `COLUMNS`, one entry per seed.
+
+    Args:
+      policy: its name.
+      result: what it did, on `S` seeds.
+      sizes: the problem.
+      seeds: the seeds, in the order of the result.
+      oracle_exact: whether the static oracle is the best of all sets.
+      curve_round: `[P]` rounds of the curves.
+
+    Returns:
+      A list or array of `S` per column; curves are `[S, P]`.
+    """
+    found: dict[str, Any] = {"policy": [policy] * len(seeds), "seed": np.asarray(seeds, np.int64)}
+    for name in SIZES:
+        found[name] = np.full(len(seeds), getattr(sizes, name), np.int64)
+    for name, values in figures(result, sizes.horizon).items():
+        found[name] = np.rint(values).astype(np.int64) if name in _COUNTS else values
+    found["oracle_exact"] = np.full(len(seeds), oracle_exact)
+    found["curve_round"] = np.tile(curve_round.astype(np.int64), (len(seeds), 1))
+    found["curve_regret"] = result.curves["regret"]
+    found["curve_loss_to_full"] = result.curves["loss_to_full"]
+    return found
+
+
+def arrow(blocks: Sequence[dict[str, Any]]) -> "pyarrow.Table":
+    """Blocks of rows with equal columns as one table; `[S, P]` arrays become lists."""
+    import pyarrow  # Slow to load, and no part of the engine.
+
+    def column(values: Any) -> Any:
+        if not isinstance(values, np.ndarray) or values.ndim == 1:
+            return pyarrow.array(values)
+        ends = np.arange(len(values) + 1, dtype=np.int32) * np.int32(values.shape[1])
+        return pyarrow.ListArray.from_arrays(ends, values.reshape(-1))
+
+    parts = [
+        pyarrow.table({name: column(values) for name, values in block.items()}) for block in blocks
+    ]
+    return pyarrow.concat_tables(parts).combine_chunks()
+
+
 def write_parquet(
     path: pathlib.Path, results: Results, problem: Problem, seeds: Sequence[int]
 ) -> None:
@@ -68,24 +123,17 @@ def write_parquet(
       problem: its sizes.
       seeds: its seeds, in the order of the results.
     """
-    import pyarrow  # Slow to load, and no part of the engine.
     import pyarrow.parquet
 
-    num_seeds = len(seeds)
-    whole = {"page_ins", "loads"}
-    columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
-    for policy, result in results.policies.items():
-        per_lane = figures(result, problem.horizon)
-        columns["policy"] += [policy] * num_seeds
-        columns["seed"] += [int(seed) for seed in seeds]
-        for name in SIZES:
-            columns[name] += [getattr(problem, name)] * num_seeds
-        for name, values in per_lane.items():
-            columns[name] += (
-                np.rint(values).astype(np.int64) if name in whole else values
-            ).tolist()
-        columns["oracle_exact"] += [results.oracle_exact] * num_seeds
-        columns["curve_round"] += [results.curve_round.tolist()] * num_seeds
-        columns["curve_regret"] += result.curves["regret"].tolist()
-        columns["curve_loss_to_full"] += result.curves["loss_to_full"].tolist()
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    blocks = [
+        columns(
+            policy,
+            result,
+            sizes=problem,
+            seeds=seeds,
+            oracle_exact=results.oracle_exact,
+            curve_round=results.curve_round,
+        )
+        for policy, result in results.policies.items()
+    ]
+    pyarrow.parquet.write_table(arrow(blocks), path)

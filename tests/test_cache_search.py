@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import helpers
@@ -320,8 +320,10 @@ def listed(adapters: int, slots: int, **options: Any) -> list[tuple[int, ...]]:
 
 
 def test_tables_of_one_limit_have_one_shape_whatever_the_slots():
-    tables = [cache_search.subset_table(n, k, limit=2_000, padded_adapters=16) for n, k in
-              ((9, 0), (9, 2), (16, 4), (16, 8), (16, 15))]
+    tables = [
+        cache_search.subset_table(n, k, limit=2_000, padded_adapters=16)
+        for n, k in ((9, 0), (9, 2), (16, 4), (16, 8), (16, 15))
+    ]
     assert len({table.members.shape for table in tables}) == 1
     assert [bool(table.complete) for table in tables] == [True, True, True, False, True]
 

@@ -80,8 +80,14 @@ class Batch:
         ]
 
 
-class Shard(NamedTuple):
-    """One unit of work and one result file."""
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One unit of work and one result file.
+
+    Attributes:
+      index: its number, from 0.
+      batches: what it runs, in order.
+    """
 
     index: int
     batches: tuple[Batch, ...]
@@ -186,7 +192,9 @@ def make(spec: Spec, *, shard_seconds: float = SHARD_SECONDS, platform: str = "c
     cells = list(_with_horizons([_cell(group) for group in groups.values()]))
     shaped, buckets = _buckets(cells, spec.padding, platform)
     batches = _batches(shaped, platform, shard_seconds)
-    return Plan(spec, shard_seconds, platform, tuple(buckets), tuple(_shards(batches, shard_seconds)))
+    return Plan(
+        spec, shard_seconds, platform, tuple(buckets), tuple(_shards(batches, shard_seconds))
+    )
 
 
 def _cell_key(config: RunConfig) -> Any:
@@ -266,7 +274,9 @@ def _read_off(group: list[Cell]) -> list[Cell]:
     for cell in shorter:
         own = []
         for entry in cell.entries:
-            place = next((i for i, e in enumerate(entries) if begins_like(e.policy, entry.policy)), None)
+            place = next(
+                (i for i, e in enumerate(entries) if begins_like(e.policy, entry.policy)), None
+            )
             room = place is not None and _has_room(entries, cell.experiment.problem.horizon)
             if place is None or not room:
                 own.append(entry)
@@ -339,9 +349,7 @@ def _cell_seconds(cell: Cell, shape: Shape, num_seeds: int) -> float:
     return num_seeds * (served + costs.stream_seconds(problem, shape))
 
 
-def _buckets(
-    cells: list[Cell], padding: str, platform: str
-) -> tuple[list[Cell], list[Bucket]]:
+def _buckets(cells: list[Cell], padding: str, platform: str) -> tuple[list[Cell], list[Bucket]]:
     """Decides on padding, and groups cells by the shape that they are compiled for."""
     rungs: dict[Shape, list[Cell]] = {}
     for cell in cells:
@@ -393,7 +401,9 @@ def _batches(cells: list[Cell], platform: str, shard_seconds: float) -> list[Bat
     groups: dict[Any, list[Cell]] = {}
     for cell in cells:
         for part in _parts(cell, platform):
-            groups.setdefault((lanes.kinship(part.experiment), len(part.experiment.seeds)), []).append(part)
+            groups.setdefault(
+                (lanes.kinship(part.experiment), len(part.experiment.seeds)), []
+            ).append(part)
     batches: list[Batch] = []
     for group in groups.values():
         batches += _cut(group, platform, shard_seconds)
@@ -423,7 +433,9 @@ def _cut(group: list[Cell], platform: str, shard_seconds: float) -> list[Batch]:
     if each <= shard_seconds:
         at_once = max(1, int(shard_seconds // each))
         return [
-            Batch(tuple(part), (0, num_seeds), sum(_cell_seconds(c, shape, num_seeds) for c in part))
+            Batch(
+                tuple(part), (0, num_seeds), sum(_cell_seconds(c, shape, num_seeds) for c in part)
+            )
             for part in (group[i : i + at_once] for i in range(0, len(group), at_once))
         ]
     # Two tiles at least, so that two devices have work; whole tiles, so that none is filled up.
