@@ -1,10 +1,14 @@
 """One claim per shard: who works on what, among processes that share a folder.
 
 A claim is a file. It is made whole under another name and linked into place, which one
-process can do; nothing is locked, so that it works on shared file systems too. The owner
-of a claim is dead when its process has ended, where that can be seen: in the same place
+process can do; no locks of the system are used, which shared disks often lack. The owner of
+a claim is dead when its process has ended, where that can be seen: in the same place
 (`files`). Elsewhere it counts as dead when the claim was not touched for `lease_seconds`
 of the file system's own time; a thread touches the claims that this process holds.
+
+Whoever replaces or removes a claim first makes a second claim in the same way, the right to
+do so. Its name comes from the old claim's bytes, which no other claim will ever have: one
+process at a time may change one claim, and it looks again before it does.
 
 A process that was thought dead may come back. It asks `still_ours` before it stores a
 result; two results of one shard would be the same bits anyway, and one replaces the other.
@@ -12,6 +16,7 @@ result; two results of one shard would be the same bits anyway, and one replaces
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -19,6 +24,7 @@ import threading
 import time
 import types
 import uuid
+from collections.abc import Iterator
 from typing import Self
 
 from polar_jax.sweep import files
@@ -53,18 +59,13 @@ class Claim:
         Raises:
           OSError: if the folder cannot be read.
         """
-        try:
-            return _look(self._path).data == self._data
-        except FileNotFoundError:
-            return False
+        return _holds(self._path, self._data)
 
     def release(self) -> None:
         """Ends the claim; what another process holds by now stays."""
-        self._claims.forget(self)
         # A claim that cannot be removed ends with this process.
         with contextlib.suppress(OSError):
-            if self.still_ours():
-                _remove(self._path, self._data)
+            self._claims.drop(self, self._path, self._data)
 
     def touch(self) -> None:
         """Shows other machines that the owner lives."""
@@ -132,14 +133,11 @@ class Claims:
         path = self.folder / str(index)
         owner = dataclasses.asdict(files.this_process())
         data = json.dumps({**owner, "token": uuid.uuid4().hex}).encode()
-        for _ in range(_ATTEMPTS):
-            if files.create_whole(path, data, durable=False):
-                claim = Claim(index, path, data, self)
-                self._hold(claim)
-                return claim
-            if not self._clear_if_dead(path):
-                return None
-        return None
+        if not self._acquire(path, data):
+            return None
+        claim = Claim(index, path, data, self)
+        self._hold(claim)
+        return claim
 
     def taken(self) -> list[int]:
         """Shards that living owners hold, this process included, in order."""
@@ -154,11 +152,15 @@ class Claims:
                     held.append(int(name))
         return sorted(held)
 
-    def forget(self, claim: Claim) -> None:
-        """Touches a claim no more; `Claim.release` calls it."""
+    def drop(self, claim: Claim, path: pathlib.Path, data: bytes) -> None:
+        """Removes a claim's file if it is still that claim's; `Claim.release` calls it."""
         with self._lock:
             if self._held.get(claim.index) is claim:
                 del self._held[claim.index]
+        if _holds(path, data):
+            with self._right_to_change(path, data, data) as ours:
+                if ours:
+                    path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Releases all claims and ends the thread; the object is of no more use."""
@@ -195,13 +197,45 @@ class Claims:
             for claim in held:
                 claim.touch()
 
-    def _clear_if_dead(self, path: pathlib.Path) -> bool:
-        """Whether it is worth trying again: the claim went, or was that of a dead owner."""
+    def _acquire(self, path: pathlib.Path, data: bytes) -> bool:
+        """Makes a claim's file, or takes that of a dead owner over."""
+        for _ in range(_ATTEMPTS):
+            if files.create_whole(path, data, durable=False):
+                return True
+            try:
+                seen = _look(path)
+            except FileNotFoundError:
+                # Released since: free for anybody.
+                continue
+            return self._is_dead(seen) and self._take_over(path, seen.data, data)
+        return False
+
+    def _take_over(self, path: pathlib.Path, dead: bytes, data: bytes) -> bool:
+        with self._right_to_change(path, dead, data) as ours:
+            # The owner may have come back while we got the right.
+            if not ours or not self._looks_dead(path):
+                return False
+            files.write_whole(path, lambda file: file.write(data))
+            return _holds(path, data)
+
+    @contextlib.contextmanager
+    def _right_to_change(self, path: pathlib.Path, old: bytes, data: bytes) -> Iterator[bool]:
+        """Whether this process alone may now change a claim that holds `old`."""
+        right = right_to(path, old)
+        if not self._acquire(right, data):
+            yield False
+            return
         try:
-            seen = _look(path)
+            yield _holds(path, old)
+        finally:
+            if _holds(right, data):
+                right.unlink(missing_ok=True)
+
+    def _looks_dead(self, path: pathlib.Path) -> bool:
+        try:
+            return self._is_dead(_look(path))
         except FileNotFoundError:
-            return True
-        return self._is_dead(seen) and _remove(path, seen.data, seen.modified)
+            return False
 
     def _is_dead(self, seen: _Seen) -> bool:
         owner = _owner(seen.data)
@@ -217,10 +251,31 @@ class Claims:
         return self._clock[1] + now - self._clock[0]
 
 
+def right_to(path: pathlib.Path, data: bytes) -> pathlib.Path:
+    """The claim that gives the right to change another claim.
+
+    Args:
+      path: the other claim; it may itself be such a right.
+      data: what it holds.
+
+    Returns:
+      A file beside it, `<index>~<16 digits>`.
+    """
+    digits = hashlib.sha256(data).hexdigest()[:16]
+    return path.with_name(f"{path.name.partition('~')[0]}~{digits}")
+
+
 def _look(path: pathlib.Path) -> _Seen:
     # Through an open file: over NFS, opening is what fetches fresh times.
     with open(path, "rb") as file:
         return _Seen(file.read(), os.fstat(file.fileno()).st_mtime)
+
+
+def _holds(path: pathlib.Path, data: bytes) -> bool:
+    try:
+        return _look(path).data == data
+    except FileNotFoundError:
+        return False
 
 
 def _owner(data: bytes) -> files.Owner | None:
@@ -236,25 +291,3 @@ def _owner(data: bytes) -> files.Owner | None:
         )
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _remove(path: pathlib.Path, data: bytes, modified: float | None = None) -> bool:
-    """Removes a claim that is as it was seen; returns whether its name is free now.
-
-    Between the look and the removal another process may have made a new claim. Renaming,
-    which one process wins, comes first; what turns out to be another's is put back.
-    """
-    aside = files.temporary_name(path)
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return True
-    try:
-        found = _look(aside)
-        if found.data == data and modified in (None, found.modified):
-            return True
-        # Where a third process was quicker, the displaced owner learns it by `still_ours`.
-        files.link_new(aside, path, found.data)
-        return False
-    finally:
-        aside.unlink(missing_ok=True)

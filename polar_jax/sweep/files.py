@@ -22,9 +22,7 @@ from typing import BinaryIO
 
 # A writer needs seconds; an hour allows for machines that slept.
 FOREIGN_SECONDS = 3600.0
-_TEMPORARY = re.compile(
-    r"\.(?P<name>.+)~(?P<place>[0-9a-f]{12})~(?P<pid>\d+)~(?P<started>\d+)~\d+"
-)
+_TEMPORARY = re.compile(r"\.(?P<name>.+)~(?P<place>[0-9a-f]{12})~(?P<pid>\d+)~(?P<started>\d+)~\d+")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES)
@@ -76,11 +74,12 @@ class Owner:
 def this_process() -> Owner:
     """The running process as an owner of files."""
     # By number, because a fork is another process.
-    return _owner(os.getpid())
+    return process_facts(os.getpid())
 
 
 @functools.cache
-def _owner(pid: int) -> Owner:
+def process_facts(pid: int) -> Owner:
+    """What the system tells of this process, whose number is given; kept."""
     host = platform.node()
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
@@ -127,6 +126,19 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
+def final_name(name: str) -> str:
+    """The name that a temporary file was to get; other names as they are."""
+    match = _TEMPORARY.fullmatch(name)
+    return match["name"] if match else name
+
+
+def is_foreign(path: pathlib.Path) -> bool:
+    """Whether a file is a temporary one of a process that cannot be seen from here."""
+    match = _TEMPORARY.fullmatch(path.name)
+    me = this_process()
+    return match is not None and not (match["place"] == me.place and me.started)
+
+
 def is_leftover(path: pathlib.Path) -> bool:
     """Whether a file is a temporary one that nobody will finish.
 
@@ -140,8 +152,7 @@ def is_leftover(path: pathlib.Path) -> bool:
     match = _TEMPORARY.fullmatch(path.name)
     if match is None:
         return False
-    me = this_process()
-    if match["place"] == me.place and me.started:
+    if not is_foreign(path):
         return _has_ended(int(match["pid"]), int(match["started"]))
     try:
         return clock(path.parent) - path.stat().st_mtime > FOREIGN_SECONDS
@@ -223,20 +234,26 @@ def create_whole(path: pathlib.Path, data: bytes, *, durable: bool = True) -> bo
       NoSpaceError: if the disk is full.
       OSError: for anything but the file being there.
     """
-    temporary = temporary_name(path)
-    try:
-        with _opened(temporary) as file:
-            file.write(data)
-            if durable:
-                _to_disk(file)
-        made = link_new(temporary, path, data)
-        if made and durable:
-            sync_folder(path.parent)
-    except OSError as error:
-        raise _explained(error, path) from error
-    finally:
-        _discard(temporary)
-    return made
+    for attempt in range(_ATTEMPTS):
+        temporary = temporary_name(path)
+        try:
+            with _opened(temporary) as file:
+                file.write(data)
+                if durable:
+                    _to_disk(file)
+            made = link_new(temporary, path, data)
+            if made and durable:
+                sync_folder(path.parent)
+            return made
+        except FileNotFoundError:
+            # Swept away by another machine, which cannot see that we live.
+            if attempt == _ATTEMPTS - 1:
+                raise
+        except OSError as error:
+            raise _explained(error, path) from error
+        finally:
+            _discard(temporary)
+    return False
 
 
 def link_new(source: pathlib.Path, path: pathlib.Path, data: bytes) -> bool:
