@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from sweep_helpers import make_old
 
 from polar_jax.sweep import claims, files
 
@@ -66,7 +67,7 @@ def foreign_claim(folder: pathlib.Path, age: float, **changes: object) -> pathli
     owner = {"host": "elsewhere", "boot": "b", "namespace": "n", "pid": os.getpid(), "started": 1}
     path = folder / "7"
     path.write_text(json.dumps({**owner, "token": "t", **changes}))
-    os.utime(path, (time.time() - age,) * 2)
+    make_old(path, age)
     return path
 
 
@@ -145,7 +146,7 @@ def test_a_torn_claim_stands_until_its_lease_ends(tmp_path: pathlib.Path, text: 
     mine = claims.Claims(tmp_path)
     (tmp_path / "7").write_text(text)
     assert mine.try_claim(7) is None
-    os.utime(tmp_path / "7", (time.time() - 121,) * 2)
+    make_old(tmp_path / "7", 121)
     assert mine.try_claim(7) is not None
     mine.close()
 
@@ -197,7 +198,7 @@ def test_a_takeover_that_was_killed_halfway_is_taken_over_in_turn(tmp_path: path
     right.write_text(claim.read_text().replace('"t"', '"u"'))
     mine = claims.Claims(tmp_path)
     assert mine.try_claim(7) is None
-    os.utime(right, (time.time() - 1000,) * 2)
+    make_old(right, 1000)
     assert mine.try_claim(7) is not None
     mine.close()
     assert list(tmp_path.iterdir()) == []
@@ -252,9 +253,9 @@ def test_without_proc_only_leases_count(
         assert files.this_process().is_gone() is None
         with claims.Claims(tmp_path / "c") as mine:
             assert mine.try_claim(7) is not None
-            os.utime(tmp_path / "c" / "7", (time.time() - 100,) * 2)
+            make_old(tmp_path / "c" / "7", 100)
             assert mine.try_claim(7) is None
-            os.utime(tmp_path / "c" / "7", (time.time() - 121,) * 2)
+            make_old(tmp_path / "c" / "7", 121)
             assert claims.Claims(tmp_path / "c").try_claim(7) is not None
     finally:
         files.process_facts.cache_clear()

@@ -75,6 +75,25 @@ def read_table(path: pathlib.Path, columns: list[str] | None = None) -> "pyarrow
         raise _damage(error) from error
 
 
+def column_names(path: pathlib.Path) -> list[str]:
+    """A file's columns, from its footer alone.
+
+    Args:
+      path: the file.
+
+    Raises:
+      DamagedError: if it is no whole Parquet file.
+      OSError: if it is missing or cannot be read.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_schema(path).names
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damage(error) from error
+
+
 def read_facts(path: pathlib.Path) -> Facts:
     """Reads a file's facts and `rows`, its number of rows, from its footer alone.
 

@@ -91,11 +91,10 @@ def load(
     import polars
 
     folder = pathlib.Path(out)
-    wanted = None if columns is None else list(dict.fromkeys([*columns, *ORDER]))
+    wanted = None if columns is None else list(columns)
     single = folder / RUN_RESULTS
     if single.is_file():
-        whole = _read(single, wanted, f"{str(single)!r} is damaged; run it again")
-        return whole if columns is None else _selected(whole, columns, folder)
+        return _read(single, wanted, f"{str(single)!r} is damaged; run it again")
     opened = store.open_existing(folder)
     states = opened.states()
     for index, state in states.items():
@@ -107,6 +106,10 @@ def load(
     if not done or (missing and not allow_partial):
         raise StoreError(f"{str(folder)!r} lacks {missing} rows; {again} computes them.")
 
+    # Rows are put in order by columns that need not be asked for.
+    keys = [] if columns is None else [name for name in ORDER if name not in columns]
+    wanted = None if columns is None else [*columns, *keys]
+
     def read(index: int) -> "polars.DataFrame":
         path = opened.shard_path(index)
         return _read(path, wanted, f"{str(path)!r} is damaged; delete it, then {again}")
@@ -115,7 +118,7 @@ def load(
         frames = list(pool.map(read, done))
     # Relaxed, as an axis may be written 1 in one shard and 0.5 in the next.
     ordered = polars.concat(frames, how="diagonal_relaxed").sort(ORDER)
-    return ordered if columns is None else _selected(ordered, columns, folder)
+    return ordered.drop(keys)
 
 
 def to_xarray(table: "polars.DataFrame", axes: Sequence[str]) -> "xarray.Dataset":
@@ -144,7 +147,7 @@ def to_xarray(table: "polars.DataFrame", axes: Sequence[str]) -> "xarray.Dataset
             'to_xarray needs xarray, which is not installed: pip install "polar_jax[xarray]".'
         ) from error
     names = list(dict.fromkeys([*axes, "seed"]))
-    _check_columns(table, names, "the table")
+    _check_columns(table.columns, names, "the table")
     coordinates, places = {}, []
     for name in names:
         values, place = np.unique(_array(table[name]), return_inverse=True)
@@ -163,23 +166,20 @@ def _read(path: pathlib.Path, columns: list[str] | None, complaint: str) -> "pol
     import polars
 
     try:
-        return polars.DataFrame(shard_files.read_table(path, columns))
+        if columns is None:
+            return polars.DataFrame(shard_files.read_table(path))
+        present = shard_files.column_names(path)
+        _check_columns(present, columns, repr(str(path)))
+        return polars.DataFrame(shard_files.read_table(path, columns)).select(columns)
     except shard_files.DamagedError as error:
         raise StoreError(f"{complaint} ({error}).") from None
 
 
-def _selected(
-    table: "polars.DataFrame", columns: Sequence[str], folder: pathlib.Path
-) -> "polars.DataFrame":
-    _check_columns(table, columns, repr(str(folder)))
-    return table.select(columns)
-
-
-def _check_columns(table: "polars.DataFrame", columns: Sequence[str], where: str) -> None:
+def _check_columns(present: Sequence[str], columns: Sequence[str], where: str) -> None:
     for name in columns:
-        if name not in table.columns:
-            near = difflib.get_close_matches(name, table.columns, 1)
-            hint = f"; nearest is {near[0]!r}" if near else f"; it has {', '.join(table.columns)}"
+        if name not in present:
+            near = difflib.get_close_matches(name, present, 1)
+            hint = f"; nearest is {near[0]!r}" if near else f"; it has {', '.join(present)}"
             raise StoreError(f"{where} has no column {name!r}{hint}.")
 
 
