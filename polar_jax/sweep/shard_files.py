@@ -1,0 +1,198 @@
+"""Parquet files with facts in their metadata: written whole, their footers read cheaply."""
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from polar_jax.sweep import files, manifests
+
+if TYPE_CHECKING:
+    import pyarrow
+
+METADATA = b"polar_jax"  # key of a file's facts in its Parquet metadata
+_PER_FOLDER = 1000
+_THREADS = 8
+Facts = dict[str, Any]
+_Stamp = tuple[int, int, int]  # inode, bytes, nanoseconds of its time
+
+
+class DamagedError(ValueError):
+    """A Parquet file that is not as it was written."""
+
+
+def path_of(folder: pathlib.Path, index: int) -> pathlib.Path:
+    """Where a shard's file lies within the folder of all of them."""
+    return folder / str(index // _PER_FOLDER) / f"{index}.parquet"
+
+
+def write_table(path: pathlib.Path, columns: "pyarrow.Table", facts: Mapping[str, Any]) -> None:
+    """Writes a table, with facts in its metadata and a checksum per page.
+
+    Args:
+      path: the file.
+      columns: the table.
+      facts: plain values, ready for JSON.
+
+    Raises:
+      NoSpaceError: if the disk is full.
+      OSError: if it cannot be written; nothing new remains.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    text = json.dumps(dict(facts), default=manifests.plain_number).encode()
+    tagged = columns.replace_schema_metadata({**(columns.schema.metadata or {}), METADATA: text})
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(tagged, sink, write_page_checksum=True)
+    data = memoryview(sink.getvalue())
+    files.write_whole(path, lambda file: file.write(data))
+
+
+def read_table(path: pathlib.Path, columns: list[str] | None = None) -> "pyarrow.Table":
+    """Reads a table without its facts, and checks its pages.
+
+    Args:
+      path: the file.
+      columns: those to read; all where None.
+
+    Raises:
+      DamagedError: if it is not as it was written.
+      OSError: if it cannot be read.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    # A single file, so that folder names are not taken for columns.
+    try:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(columns=columns).replace_schema_metadata(None)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damage(error) from error
+
+
+def column_names(path: pathlib.Path) -> list[str]:
+    """A file's columns, from its footer alone.
+
+    Args:
+      path: the file.
+
+    Raises:
+      DamagedError: if it is no whole Parquet file.
+      OSError: if it is missing or cannot be read.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_schema(path).names
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damage(error) from error
+
+
+def read_facts(path: pathlib.Path) -> Facts:
+    """Reads a file's facts and `rows`, its number of rows, from its footer alone.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The facts; `rows` alone for a file that somebody else wrote.
+
+    Raises:
+      DamagedError: if it is no whole Parquet file.
+      OSError: if it is missing or cannot be read.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        footer = pyarrow.parquet.read_metadata(path)
+        facts = json.loads((footer.metadata or {}).get(METADATA, b"{}"))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise _damage(error) from error
+    if not isinstance(facts, dict):
+        raise DamagedError("its metadata is no object.")
+    return {**facts, "rows": footer.num_rows}
+
+
+def _damage(error: Exception) -> Exception:
+    """The error itself where the system gave it, otherwise one on what the file holds."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    return DamagedError(" ".join(str(error).split()))
+
+
+class Footers:
+    """The facts of all shards in a folder; what did not change is read once."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        """Reads nothing yet.
+
+        Args:
+          folder: where the folders of shards are.
+        """
+        self._folder = folder
+        self._known: dict[int, tuple[_Stamp, Facts | None]] = {}
+        self._lock = threading.Lock()
+
+    def read(self) -> dict[int, Facts | None]:
+        """Shard to facts, None for a damaged file; files that are there now, in order."""
+        import pyarrow.parquet  # Before the threads, which would wait for one another.
+
+        del pyarrow
+        stamps = dict(sorted(self._stamps()))
+        with self._lock:
+            known = {i: self._known[i] for i in stamps if i in self._known}
+        new = [i for i, stamp in stamps.items() if i not in known or known[i][0] != stamp]
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            for index, facts in zip(new, pool.map(self._facts, new), strict=True):
+                known[index] = (stamps[index], facts)
+        with self._lock:
+            self._known = known
+        return {index: known[index][1] for index in stamps}
+
+    def _facts(self, index: int) -> Facts | None:
+        try:
+            return read_facts(path_of(self._folder, index))
+        except (DamagedError, FileNotFoundError):
+            # A file is only ever replaced: one that vanished was moved away by hand.
+            return None
+
+    def _stamps(self) -> list[tuple[int, _Stamp]]:
+        found = []
+        for folder in folders(self._folder):
+            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for entry in entries:
+                    index = number(entry.name, ".parquet")
+                    if index is None or path_of(self._folder, index).parent != folder:
+                        continue
+                    with contextlib.suppress(FileNotFoundError):
+                        stat = entry.stat()
+                        stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+                        found.append((index, stamp))
+        return found
+
+
+def number(name: str, suffix: str = "") -> int | None:
+    """The shard that a file or folder is named after; None for other names."""
+    digits = name.removesuffix(suffix) if name.endswith(suffix) else ""
+    plain = digits.isascii() and digits.isdigit() and (digits == "0" or digits[0] != "0")
+    return int(digits) if plain else None
+
+
+def names(folder: pathlib.Path) -> list[str]:
+    """Names in a folder; none where it is missing."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
+def folders(parent: pathlib.Path) -> list[pathlib.Path]:
+    """Folders in a folder whose names are numbers."""
+    return [parent / name for name in names(parent) if number(name) is not None]

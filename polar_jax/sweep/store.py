@@ -1,0 +1,446 @@
+"""The folder of a sweep: its manifest, a Parquet file per shard, checkpoints, failures.
+
+    OUT/manifest.json                          what was asked, and with what it is computed
+    OUT/shards/<index//1000>/<index>.parquet   a row per lane; a shard is done when it is there
+    OUT/checkpoints/<index>/                   state of a shard in work, and its finished parts
+    OUT/failures/<index>.json                  the last error of a shard that failed
+    OUT/claims/<index>                         who works on it (`claims`)
+
+Every file is whole or absent, and says which sweep it belongs to. When all shards are done,
+`Store.tidy` leaves the first two.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import shutil
+import threading
+import warnings
+import zipfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from polar_jax.sweep import checkpoints, files, manifests, shard_files
+from polar_jax.sweep.files import NoSpaceError, StoreError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow
+
+__all__ = ["SCHEMA", "NoSpaceError", "Store", "StoreError", "create_or_open", "open_existing"]
+
+SCHEMA = manifests.SCHEMA
+State = Literal["done", "missing", "failed", "damaged", "foreign"]
+Facts = dict[str, Any]
+
+
+def create_or_open(out: pathlib.Path, manifest: Mapping[str, Any]) -> "Store":
+    """Takes a folder for a sweep, or goes on with the same sweep in it.
+
+    Of several processes that create the same folder at once, one writes the manifest and
+    the others compare theirs with it.
+
+    Args:
+      out: the folder; made where it is missing.
+      manifest: what the sweep is, ready for JSON.
+
+    Returns:
+      The store.
+
+    Raises:
+      StoreError: if the folder holds another sweep or other files, is a file, or cannot be
+        written to; nothing in it is changed then.
+    """
+    given = manifests.plain(manifest)
+    if out.exists() and not out.is_dir():
+        raise StoreError(f"--out must be a folder, got the file {str(out)!r}.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise StoreError(f"--out {str(out)!r} cannot be made ({reason}).") from error
+    files.check_writable(out)
+    path = out / manifests.NAME
+    if not path.exists():
+        others = [name for name in os.listdir(out) if not files.is_temporary(name)]
+        # Looked for once more: another process may have begun this sweep in between.
+        if others and not path.exists():
+            raise StoreError(
+                f"--out {str(out)!r} already holds files (such as {min(others)!r}) but no sweep; "
+                "allowed are a new or empty folder, or that of the same sweep."
+            )
+        text = json.dumps(given, indent=2) + "\n"
+        files.create_whole(path, text.encode())
+    stored = manifests.read(out)
+    manifests.check_same(out, stored, given)
+    return Store(out, stored, given)
+
+
+def open_existing(out: pathlib.Path) -> "Store":
+    """Opens a sweep's folder to read it.
+
+    Args:
+      out: the folder.
+
+    Returns:
+      The store.
+
+    Raises:
+      StoreError: if it holds no sweep that this version can read.
+    """
+    stored = manifests.read(out)
+    return Store(out, stored, stored)
+
+
+class Store:
+    """A sweep's folder; several processes, and threads of each, may use it at once.
+
+    Attributes:
+      out: the folder.
+      manifest: the one that the folder holds.
+    """
+
+    def __init__(
+        self, out: pathlib.Path, manifest: dict[str, Any], given: Mapping[str, Any]
+    ) -> None:
+        """Use `create_or_open` or `open_existing`.
+
+        Args:
+          out: the folder.
+          manifest: the one that it holds.
+          given: this process's own.
+        """
+        self.out = out
+        self.manifest = manifest
+        self.claims_folder = out / "claims"
+        self._shards = out / "shards"
+        self._checkpoints = out / "checkpoints"
+        self._failures = out / "failures"
+        self._session = manifests.session(given)
+        # Sessions whose state went into a shard that is in work here.
+        self._sessions: dict[int, list[dict[str, Any]]] = {}
+        self._footers = shard_files.Footers(self._shards)
+        self._lock = threading.Lock()
+
+    def shard_path(self, index: int) -> pathlib.Path:
+        """Where a shard's rows are stored, once they are."""
+        return shard_files.path_of(self._shards, index)
+
+    def write_shard(self, index: int, columns: "pyarrow.Table", facts: Mapping[str, Any]) -> None:
+        """Stores a shard's rows: from then on it is done.
+
+        Args:
+          index: the shard, at least 0.
+          columns: a row per lane.
+          facts: `seconds`, `decisions`, `tile` and whatever else belongs in its metadata.
+
+        Raises:
+          NoSpaceError: if the disk is full.
+          StoreError: if the shard's file is there and belongs to another sweep.
+          OSError: if it cannot be written; nothing new remains.
+        """
+        path = self.shard_path(index)
+        if self.state(index) == "foreign":
+            raise StoreError(self.complaint(index))
+        own = {
+            **manifests.identity(self.manifest),
+            "shard": index,
+            **self._session,
+            "created": _now(),
+            "sessions": self._known_sessions(index),
+        }
+        shard_files.write_table(path, columns, {**own, **facts})
+
+    def read_facts(self, index: int) -> Facts:
+        """A shard's metadata, with `rows`, its number of rows; cheap.
+
+        Raises:
+          StoreError: if there is no such shard, or its file is damaged.
+        """
+        path = self.shard_path(index)
+        try:
+            return shard_files.read_facts(path)
+        except FileNotFoundError:
+            raise StoreError(f"shard {index} is not done: {str(path)!r} is missing.") from None
+        except shard_files.DamagedError:
+            raise StoreError(self.complaint(index)) from None
+
+    def state(self, index: int) -> State:
+        """What is known of one shard.
+
+        Returns:
+          `"done"`; `"missing"`; `"failed"`: missing, and its last attempt ended in an
+          error; `"damaged"`: its file cannot be read, and will be computed again;
+          `"foreign"`: its file belongs to another spec, schema, tile or kind of device.
+        """
+        try:
+            return self._judge(index, shard_files.read_facts(self.shard_path(index)))
+        except shard_files.DamagedError:
+            return "damaged"
+        except FileNotFoundError:
+            return "failed" if self._failure_path(index).exists() else "missing"
+
+    def states(self, num_shards: int | None = None) -> dict[int, State]:
+        """What is known of every shard; a repeated call reads only what is new.
+
+        Args:
+          num_shards: how many there are; None leaves the missing ones out.
+
+        Returns:
+          Shard to state, as `state` has it, in order.
+        """
+        known: dict[int, State] = dict.fromkeys(_numbers(self._failures, ".json"), "failed")
+        known |= {index: self._judge(index, facts) for index, facts in self._footers.read().items()}
+        if num_shards is not None:
+            known = {index: known.get(index, "missing") for index in range(num_shards)}
+        return dict(sorted(known.items()))
+
+    def all_facts(self) -> dict[int, Facts]:
+        """Metadata of all done shards, with `rows`; as cheap as `states`."""
+        return {
+            index: facts
+            for index, facts in self._footers.read().items()
+            if facts is not None and self._judge(index, facts) == "done"
+        }
+
+    def mixed(self) -> dict[str, list[str]]:
+        """In what the done shards differ although they belong to one sweep.
+
+        Returns:
+          `"jaxlib"`, `"cpu"` or `"device_kind"` to the values found, where there are several:
+          such rows need not be bitwise what one machine alone would have computed.
+        """
+        found: dict[str, set[str]] = {name: set() for name in self._session}
+        for facts in self.all_facts().values():
+            for session in facts.get("sessions") or [facts]:
+                for name, values in found.items():
+                    values.add(str(session.get(name)))
+        return {name: sorted(values) for name, values in found.items() if len(values) > 1}
+
+    def complaint(self, index: int) -> str:
+        """One line on a damaged or foreign shard: its file, what is wrong, what to do."""
+        path = self.shard_path(index)
+        again = f"`polar-jax sweep run SPEC --out {self.out}`"
+        try:
+            facts = shard_files.read_facts(path)
+        except shard_files.DamagedError as error:
+            return f"{str(path)!r} is damaged ({error}); {again} computes it again."
+        return (
+            f"{str(path)!r} belongs to another sweep ({self._difference(index, facts)}); move it "
+            f"away, then {again} computes this one's."
+        )
+
+    # Checkpoints: one file for the state, one per finished part of the rows.
+
+    def write_checkpoint(
+        self, index: int, arrays: Mapping[str, "np.ndarray"], meta: Mapping[str, Any]
+    ) -> None:
+        """Stores the state of a shard in work; the older one stays until this one is whole.
+
+        Args:
+          index: the shard.
+          arrays: any shapes, of NumPy's own number types.
+          meta: plain values, ready for JSON.
+
+        Raises:
+          NoSpaceError: if the disk is full; the older checkpoint stays.
+          OSError: if it cannot be written; likewise.
+        """
+        tagged = {"own": self._tag(index), "meta": dict(meta)}
+        files.write_whole(
+            self._state_path(index), lambda file: checkpoints.write(file, arrays, tagged)
+        )
+
+    def read_checkpoint(self, index: int) -> "tuple[dict[str, np.ndarray], dict[str, Any]] | None":
+        """The state of a shard in work.
+
+        Returns:
+          `(arrays, meta)` as last written; None where there is none, or where it is damaged
+          or of another sweep, which a `RuntimeWarning` then says.
+        """
+        path = self._state_path(index)
+        try:
+            arrays, tagged = checkpoints.read(path)
+            own, meta = tagged["own"], tagged["meta"]
+        except FileNotFoundError:
+            return None
+        except (checkpoints.DamagedError, zipfile.BadZipFile, KeyError) as error:
+            _warn(f"{str(path)!r} is damaged and left out ({error}); its shard starts again.")
+            return None
+        return (arrays, meta) if self._accepts(path, index, own) else None
+
+    def write_part(self, index: int, number: int, columns: "pyarrow.Table") -> None:
+        """Stores rows that a shard in work has finished.
+
+        Args:
+          index: the shard.
+          number: which part, from 0 without gaps.
+          columns: its rows.
+        """
+        shard_files.write_table(self._part_path(index, number), columns, {"own": self._tag(index)})
+
+    def read_parts(self, index: int) -> "list[pyarrow.Table]":
+        """Finished parts 0, 1, ... of a shard in work, up to the first that is missing.
+
+        A part that is damaged or of another sweep counts as missing, with a warning.
+        """
+        parts: list[pyarrow.Table] = []
+        while (path := self._part_path(index, len(parts))).exists():
+            try:
+                own = shard_files.read_facts(path).get("own", {})
+                table = shard_files.read_table(path)
+            except shard_files.DamagedError as error:
+                _warn(f"{str(path)!r} is damaged ({error}); its rows are computed again.")
+                break
+            if not self._accepts(path, index, own):
+                break
+            parts.append(table)
+        return parts
+
+    def drop_checkpoint(self, index: int) -> None:
+        """Removes the checkpoint and parts of a shard, once it is stored."""
+        shutil.rmtree(self._checkpoints / str(index), ignore_errors=True)
+        with self._lock:
+            self._sessions.pop(index, None)
+
+    # Failures.
+
+    def record_failure(self, index: int, error: str, traceback: str) -> None:
+        """Keeps why a shard failed; the next run tries it again.
+
+        Args:
+          index: the shard.
+          error: one line.
+          traceback: many.
+        """
+        record = {"shard": index, "error": error, "traceback": traceback, "time": _now()}
+        text = json.dumps({**record, **self._session}, indent=2) + "\n"
+        files.write_whole(self._failure_path(index), lambda file: file.write(text.encode()))
+
+    def clear_failure(self, index: int) -> None:
+        """Forgets a failure, as when the shard is done."""
+        self._failure_path(index).unlink(missing_ok=True)
+
+    def read_failures(self) -> dict[int, dict[str, Any]]:
+        """Shard to `shard`, `error`, `traceback`, `time` and more, in order."""
+        records = {}
+        for index in sorted(_numbers(self._failures, ".json")):
+            with contextlib.suppress(FileNotFoundError):
+                text = self._failure_path(index).read_bytes()
+                try:
+                    records[index] = json.loads(text)
+                except ValueError:
+                    records[index] = {"shard": index, "error": "unknown", "traceback": ""}
+        return records
+
+    # Leftovers.
+
+    def sweep_leftovers(self) -> None:
+        """Removes what killed processes left: temporary files, and all that done shards had.
+
+        Temporary files of living processes stay, and those of other machines for an hour.
+        """
+        done = {index for index, state in self.states().items() if state == "done"}
+        for index in done & _numbers(self._checkpoints):
+            self.drop_checkpoint(index)
+        for index in done & _numbers(self._failures, ".json"):
+            self.clear_failure(index)
+        for name in shard_files.names(self.claims_folder):
+            # Whoever still holds it has nothing left to do, and learns so by `still_ours`.
+            if shard_files.number(name.partition("~")[0]) in done:
+                (self.claims_folder / name).unlink(missing_ok=True)
+        for path in self._temporaries():
+            if files.is_leftover(path):
+                path.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Leaves the manifest and the shards, once all shards are done.
+
+        Called earlier it takes away what `sweep_leftovers` does, temporary files of other
+        machines that no unfinished shard needs, and folders that are empty.
+        """
+        self.sweep_leftovers()
+        states = self.states()
+        for path in self._temporaries():
+            index = shard_files.number(files.final_name(path.name).partition(".")[0])
+            if files.is_foreign(path) and (index is None or states.get(index) == "done"):
+                path.unlink(missing_ok=True)
+        for folder in (self.claims_folder, self._checkpoints, self._failures):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _temporaries(self) -> list[pathlib.Path]:
+        folders = [self.out, self.claims_folder, self._failures]
+        for parent in (self._shards, self._checkpoints):
+            folders += shard_files.folders(parent)
+        return [
+            folder / name
+            for folder in folders
+            for name in shard_files.names(folder)
+            if files.is_temporary(name)
+        ]
+
+    def _judge(self, index: int, facts: Facts | None) -> State:
+        if facts is None:
+            return "damaged"
+        return "foreign" if self._difference(index, facts) else "done"
+
+    def _difference(self, index: int, facts: Facts) -> str:
+        """In what a file's facts differ from this sweep's; "" where they do not."""
+        expected = {**manifests.identity(self.manifest), "shard": index}
+        for name, value in expected.items():
+            if facts.get(name) != value:
+                return f"{name} is {facts.get(name)!r}, not {value!r}"
+        tiles = manifests.tiles(self.manifest)
+        if "tile" in facts and tiles and facts["tile"] not in tiles:
+            return f"tile is {facts['tile']!r}, not one of {tiles}"
+        return ""
+
+    def _tag(self, index: int) -> Facts:
+        """Whose work a checkpoint or a part is."""
+        return {
+            **manifests.identity(self.manifest),
+            "shard": index,
+            "sessions": self._known_sessions(index),
+        }
+
+    def _accepts(self, path: pathlib.Path, index: int, own: Facts) -> bool:
+        """Whether to go on from a checkpoint or part; remembers who made it."""
+        difference = self._difference(index, own)
+        if difference:
+            _warn(f"{str(path)!r} belongs to another sweep ({difference}) and is left out.")
+            return False
+        with self._lock:
+            known = self._sessions.setdefault(index, [])
+            known += [session for session in own.get("sessions", []) if session not in known]
+        return True
+
+    def _known_sessions(self, index: int) -> list[dict[str, Any]]:
+        with self._lock:
+            earlier = list(self._sessions.get(index, []))
+        return earlier if self._session in earlier else [*earlier, self._session]
+
+    def _state_path(self, index: int) -> pathlib.Path:
+        return self._checkpoints / str(index) / "state.npz"
+
+    def _part_path(self, index: int, number: int) -> pathlib.Path:
+        return self._checkpoints / str(index) / f"part-{number}.parquet"
+
+    def _failure_path(self, index: int) -> pathlib.Path:
+        return self._failures / f"{index}.json"
+
+
+def _numbers(folder: pathlib.Path, suffix: str = "") -> set[int]:
+    """Shards that files or folders of a folder are named after."""
+    found = (shard_files.number(name, suffix) for name in shard_files.names(folder))
+    return {number for number in found if number is not None}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
