@@ -128,6 +128,16 @@ def run_many(
     return job.execute(progress or (lambda _: None), watch, resume)
 
 
+def memory(experiments: Sequence[Experiment], *, num_devices: int | None = None) -> int:
+    """Bytes that a run needs on one device, as the compiler planned them; runs nothing.
+
+    Args:
+      experiments: of `run_many`.
+      num_devices: at most so many devices; all of them where None.
+    """
+    return _Run(experiments, num_devices, None, False, None).compile(lambda _: None).wave_bytes
+
+
 def kinship(experiment: Experiment) -> Any:
     """What experiments must have in common to run side by side; hashable."""
     policies = tuple(
@@ -256,6 +266,16 @@ class _Run:
             *own[:4], data=own[4], sizes=sizes, oracle_subsets=tables[0], subsets=tables[1]
         )
 
+    def compile(self, report: Callable[[Progress], None]) -> programs.Programs:
+        """The programs; those that an earlier run compiled are not compiled again."""
+        family = programs.Family(self.first, self.place, chunk=self.chunk, keep=self.keep)
+        self.sample_shape = family.sample_shape(self._width)
+        return family.compile(
+            self._inputs(0),
+            programs.chunk_clocks(self.first, 0, self.chunk),
+            lambda done, total: report(Progress("compiling", done, total)),
+        )
+
     def execute(
         self,
         report: Callable[[Progress], None],
@@ -264,13 +284,7 @@ class _Run:
     ) -> list[Results]:
         self.report, self.watch = report, watch
         began = time.perf_counter()
-        family = programs.Family(self.first, self.place, chunk=self.chunk, keep=self.keep)
-        clocks = programs.chunk_clocks(self.first, 0, self.chunk)
-        self.calls = family.compile(
-            family.programs(self._inputs(0), clocks),
-            lambda done, total: report(Progress("compiling", done, total)),
-        )
-        self.sample_shape = family.sample_shape(self._width)
+        self.calls = self.compile(report)
         compiled = time.perf_counter()
         in_flight = programs.waves_in_flight(
             self.calls.wave_bytes, self.place.platform, self.memory_limit
@@ -425,9 +439,10 @@ class _Run:
 
     def _finished(self, resume: Snapshot | None) -> list[Wave]:
         """The waves that a snapshot holds as finished."""
-        whole = 0 if resume is None else resume.position["lanes"] // self._width
+        if resume is None:
+            return []
         waves = []
-        for number in range(whole):
+        for number in range(resume.position["lanes"] // self._width):
             lanes = slice(number * self._width, (number + 1) * self._width)
             found = {
                 name: values[lanes] for name, values in resume.arrays.items() if "done" in name

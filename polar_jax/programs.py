@@ -50,18 +50,36 @@ def tile_width(shape: Shape, platform: str) -> int:
     Returns:
       The tile, at least 1.
     """
+    lane_bytes = sum(_lane_bytes(shape))
+    budget = _TILE_BYTES.get(platform, _TILE_BYTES_ACCELERATOR)
+    width = _TILE.get(platform, _TILE_ACCELERATOR)
+    while width > 1 and width * lane_bytes > budget:
+        width //= 2
+    return width
+
+
+def _lane_bytes(shape: Shape) -> tuple[int, int]:
+    """Estimated bytes of a lane: one policy's state, and what all policies share."""
     n, d = shape
     # Statistics are kept twice while they are updated; a chunk holds contexts,
     # utilities and decisions; the oracle sees its sample twice; a replan holds every
     # sampled direction.
     chunk = _CHUNK_ROUNDS * (3 * n + 2 * d + 16) + 2 * oracles.ORACLE_CONTEXTS * n
     planned = simulate.SAMPLE_ROUNDS * (n * d + 64)
-    lane_bytes = 4 * (2 * n * d * (3 * d + 4) + chunk + planned)
-    budget = _TILE_BYTES.get(platform, _TILE_BYTES_ACCELERATOR)
-    width = _TILE.get(platform, _TILE_ACCELERATOR)
-    while width > 1 and width * lane_bytes > budget:
-        width //= 2
-    return width
+    return 4 * 2 * n * d * (3 * d + 4), 4 * (chunk + planned)
+
+
+def estimated_bytes(shape: Shape, num_policies: int, platform: str) -> int:
+    """Memory of a wave on one device, estimated from shapes alone.
+
+    Args:
+      shape: sizes that the programs are compiled for.
+      num_policies: policies that run side by side.
+      platform: "cpu", "gpu" or "tpu".
+    """
+    state, shared = _lane_bytes(shape)
+    # A state is updated in place but for the policy that is being served.
+    return tile_width(shape, platform) * (state // 2 * (num_policies + 1) + shared)
 
 
 def chunk_rounds(shape: Shape, platform: str) -> int:
@@ -131,9 +149,12 @@ class Program(NamedTuple):
 
     def name(self) -> Any:
         """What the executable is cached under."""
-        leaves, structure = jax.tree.flatten(self.args)
-        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-        return (self.kind, *self.key), (structure, shapes)
+        return (self.kind, *self.key), _signature(self.args)
+
+
+def _signature(args: Any) -> Any:
+    leaves, structure = jax.tree.flatten(args)
+    return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
 _COMPILED: dict[Any, Any] = {}
@@ -184,6 +205,9 @@ class Programs(NamedTuple):
     advance: list[Callable[..., Any]]
     state_shapes: list[Any]  # LaneState of shapes, one per policy
     wave_bytes: int  # device memory that a wave needs on one device
+
+
+_FAMILIES: dict[Any, Programs] = {}
 
 
 class Family:
@@ -252,9 +276,35 @@ class Family:
         )
 
     def compile(
+        self,
+        inputs: WaveInputs,
+        clocks: Sequence[ChunkClock],
+        progress: Callable[[int, int], None],
+    ) -> Programs:
+        """The compiled programs; experiments that differ in data alone are traced once.
+
+        Args:
+          inputs: of any wave.
+          clocks: of any chunk, one per policy.
+          progress: told how many programs of how many are compiled.
+        """
+        exp = self._experiment
+        name = (
+            tuple(policy.rule for policy in exp.policies),
+            (exp.environment, exp.compiled_shape, np.dtype(exp.dtype)),
+            (self.needs, self._chunk, self._keep, self._placement.mesh),
+            _signature((inputs, clocks)),
+        )
+        if name in _FAMILIES:
+            progress(0, 0)
+        else:
+            _FAMILIES[name] = self._compile(self.programs(inputs, clocks), progress)
+        return _FAMILIES[name]
+
+    def _compile(
         self, programs: Sequence[Program], progress: Callable[[int, int], None]
     ) -> Programs:
-        """Compiles programs side by side; `progress` is told how many of how many are done."""
+        """Compiles programs side by side."""
         distinct = {program.name(): program for program in programs}
         pool = concurrent.futures.ThreadPoolExecutor(max_workers=4)
         try:

@@ -21,7 +21,7 @@ LAYERS = {
     4: ("policies",),
     5: ("simulate",),
     6: ("lane_calls", "lanes", "programs", "results"),
-    8: ("cli", "__main__"),
+    8: ("cli", "sweep_cli", "terminal", "__main__"),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 COMMAND_LAYER, ENGINE_LAYER = 7, 6

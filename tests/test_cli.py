@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pytest
 
 import polar_jax
-from polar_jax import cli
+from polar_jax import cli, terminal
 
 DATA = pathlib.Path(__file__).parent / "data"
 SMALL = "--adapters 4 --slots 2 --context-dim 2 --horizon 300 --seeds 2 --policies lru,static"
@@ -25,7 +25,7 @@ def in_empty_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def warm_jax(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves JAX as the tests have set it up: it has started."""
-    monkeypatch.setattr(cli, "_prepare_jax", lambda _: None)
+    monkeypatch.setattr(terminal, "prepare_jax", lambda _: None)
 
 
 def _start(words: Sequence[str], cache: pathlib.Path) -> subprocess.Popen[str]:
@@ -89,7 +89,10 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     assert "polar-jax run --help" in capsys.readouterr().out
     assert cli.main(["rum"]) == 2
-    assert capsys.readouterr().err == "polar-jax: error: the command must be run; got 'rum'.\n"
+    assert (
+        capsys.readouterr().err
+        == "polar-jax: error: the command must be run, sweep or compare; got 'rum'.\n"
+    )
 
 
 @pytest.mark.usefixtures("warm_jax")
@@ -193,7 +196,7 @@ def test_complaints_are_read_from_boxes_of_any_encoding() -> None:
     )
     plain = " Oops\n ---------\n  Bad: --x\n  ---------\n  more\n"
     for text in (framed, plain):
-        assert cli._one_line(text) == "Bad: --x; see polar-jax run --help."
+        assert terminal.one_line(text, "run") == "Bad: --x; see polar-jax run --help."
 
 
 @pytest.mark.usefixtures("warm_jax")

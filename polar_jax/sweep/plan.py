@@ -258,9 +258,8 @@ def _with_horizons(cells: list[Cell]) -> Iterable[Cell]:
 def _numbers(experiment: lanes.Experiment) -> list[Any]:
     """The numbers of a stream and its costs, but for the length of its segments."""
     params = experiment.environment_params
-    costs_ = lane_calls.cost_arrays(
-        experiment.costs, *[experiment.problem.num_adapters] * 2, np.float64
-    )
+    adapters = experiment.problem.num_adapters
+    costs_ = lane_calls.cost_arrays(experiment.costs, adapters, adapters, np.float64)
     names = [field.name for field in dataclasses.fields(params) if field.name != "segment_rounds"]
     return [*(getattr(params, name) for name in names), *costs_.values()]
 

@@ -233,6 +233,7 @@ class _Worker:
                 self._fail(index, error)
                 return True
         self.stored += shard.decisions
+        self.made += shard.decisions
         self.report("shard", 0, str(index))
         return True
 

@@ -1,0 +1,225 @@
+"""`polar-jax sweep ...` and `polar-jax compare`: parse, prepare JAX, call, print."""
+
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from polar_jax import terminal
+from polar_jax.sweep import commands
+from polar_jax.terminal import BAD_INPUT, FAILED, PROGRAM
+
+if TYPE_CHECKING:
+    from polar_jax.sweep.plan import Plan
+    from polar_jax.sweep.run import Outcome, Stop
+
+# Slurm and its launchers warn with one of the last two before they kill.
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+_SWEEPS: dict[str, type[Any]] = {
+    "run": commands.SweepRun,
+    "plan": commands.SweepPlan,
+    "status": commands.SweepStatus,
+    "report": commands.SweepReport,
+}
+_USAGE = f"""usage: {PROGRAM} sweep COMMAND [OPTIONS]
+
+A grid of configurations from one TOML file: planned, run, resumed at will, reported.
+
+commands:
+  run SPEC       run what is missing, then report; the same command again goes on
+  plan SPEC      what would run; runs nothing
+  status OUT     done, missing, failed; time left
+  report OUT     tables and figures again, from stored results
+
+`{PROGRAM} sweep COMMAND --help` explains the options; docs/sweep_spec.md the spec.
+"""
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs a command.
+
+    Args:
+      words: the command line, from `sweep` or `compare` on.
+
+    Returns:
+      The exit code: 0, 1 where shards failed or results cannot be written, 2 for bad input,
+      128 and the signal's number where one stopped the run.
+    """
+    name, rest = words[0], list(words[1:])
+    if name == "sweep":
+        if not rest or rest[0] in ("-h", "--help"):
+            print(_USAGE, end="")
+            return 0 if rest else BAD_INPUT
+        if rest[0] not in _SWEEPS:
+            allowed = "run, plan, status or report"
+            return terminal.error(
+                f"sweep must be followed by {allowed}; got {rest[0]!r}.", BAD_INPUT
+            )
+        name, rest = f"sweep {rest[0]}", rest[1:]
+    kind = commands.Compare if name == "compare" else _SWEEPS[name.split()[1]]
+    try:
+        options = terminal.parse(kind, name, rest)
+        if options is None:
+            return 0
+        return _ACTIONS[kind](options)
+    except (ValueError, OSError, ImportError) as error:
+        return terminal.error(terminal.describe(error, kind), BAD_INPUT)
+
+
+def _plan_of(path: pathlib.Path, shard_seconds: float, devices: int | None) -> "Plan":
+    from polar_jax.sweep import spec
+
+    asked = spec.read(path)
+    terminal.prepare_jax(devices)
+    import jax
+
+    from polar_jax.sweep import plan
+
+    return plan.make(asked, shard_seconds=shard_seconds, platform=jax.devices()[0].platform)
+
+
+def _run(options: commands.SweepRun) -> int:
+    options.check()
+    out = options.out or pathlib.Path("results") / options.spec.stem
+    seconds = options.shard_seconds or _stored_seconds(out)
+    plan = _plan_of(options.spec, seconds, options.devices)
+    from polar_jax import console
+    from polar_jax.sweep import run
+    from polar_jax.sweep.console import SweepView, print_outcome
+
+    stop = run.Stop()
+    received = _stop_at_signals(stop)
+    how = run.Options(
+        num_devices=options.devices,
+        memory_limit=None if options.memory_limit is None else int(options.memory_limit * 2**30),
+        checkpoint_seconds=options.checkpoint_seconds,
+        part=options.part(),
+    )
+    try:
+        with SweepView(quiet=options.quiet) as view:
+            outcome = run.execute(plan, out, how, view, stop)
+    except OSError as error:
+        return terminal.error(terminal.describe(error, commands.SweepRun), FAILED)
+    if received:
+        word = "interrupted" if received[0] == signal.SIGINT else "stopped by a signal"
+        print(
+            f"{PROGRAM}: {word}; {outcome.done} of {outcome.shards} shards are done, the one in "
+            "work is checkpointed; the same command goes on.",
+            file=sys.stderr,
+        )
+        return 128 + received[0]
+    written = [] if options.no_report else _report_if_whole(out)
+    if not options.quiet:
+        print_outcome(console.stdout(), outcome, written)
+    return _failures(outcome)
+
+
+def _failures(outcome: "Outcome") -> int:
+    for index, text in outcome.failed.items():
+        terminal.error(f"shard {index} failed: {text}", FAILED)
+    if outcome.failed:
+        print(f"{PROGRAM}: the same command tries them again.", file=sys.stderr)
+    return FAILED if outcome.failed else 0
+
+
+def _stored_seconds(out: pathlib.Path) -> float:
+    """What shards aim at in a folder that is there, the default elsewhere."""
+    from polar_jax.sweep import plan, store
+
+    if not (out / "manifest.json").exists():
+        return plan.SHARD_SECONDS
+    return float(store.open_existing(out).manifest["shard_seconds"])
+
+
+def _stop_at_signals(stop: "Stop") -> list[int]:
+    """The first signal asks the run to stop, a second one ends the process at once."""
+    received: list[int] = []
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+        stop.requested = True
+        os.write(2, f"\n{PROGRAM}: stopping; a checkpoint is being written.\n".encode())
+
+    for name in _SIGNALS:
+        number = getattr(signal, name, None)
+        # A process started in the background may have been told to ignore Ctrl-C.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    return received
+
+
+def _plan(options: commands.SweepPlan) -> int:
+    options.check()
+    plan = _plan_of(options.spec, options.shard_seconds, options.devices)
+    from polar_jax import console
+    from polar_jax.sweep import memory
+    from polar_jax.sweep.console import print_plan
+
+    needed = memory.per_bucket(plan, exact=options.exact_memory, num_devices=options.devices)
+    print_plan(console.stdout(), plan, needed, exact=options.exact_memory)
+    return 0
+
+
+def _status(options: commands.SweepStatus) -> int:
+    from polar_jax import console
+    from polar_jax.sweep import status
+    from polar_jax.sweep.console import print_status
+
+    found = status.read(options.out)
+    print_status(console.stdout(), found)
+    return 0
+
+
+def _report(options: commands.SweepReport) -> int:
+    for path in _write_report(options.out):
+        print(path)
+    return 0
+
+
+def _report_if_whole(out: pathlib.Path) -> list[pathlib.Path]:
+    from polar_jax.sweep import status
+
+    found = status.read(out)
+    return _write_report(out) if found["done"] == found["shards"] else []
+
+
+def _write_report(out: pathlib.Path) -> list[pathlib.Path]:
+    from polar_jax import sweep
+    from polar_jax.sweep import report, status, store
+
+    folder = store.open_existing(out)
+    found = status.read(out)
+    if not found["done"]:
+        raise ValueError(f"{str(out)!r} has no finished shard yet, so there is nothing to report.")
+    facts = {
+        "seconds": found["seconds"],
+        "decisions": found["decisions"],
+        "shards_done": found["done"],
+        "shards": found["shards"],
+        "mixed": [f"{name}: {', '.join(values)}" for name, values in folder.mixed().items()],
+        "failures": found["errors"],
+    }
+    return report.write(out, sweep.load(out), folder.manifest, facts)
+
+
+def _compare(options: commands.Compare) -> int:
+    from polar_jax import console, sweep
+    from polar_jax.sweep import compare
+
+    found = compare.compare(sweep.load(options.left), sweep.load(options.right))
+    compare.print_comparison(console.stdout(), found)
+    return 0
+
+
+_ACTIONS: dict[type[Any], Any] = {
+    commands.SweepRun: _run,
+    commands.SweepPlan: _plan,
+    commands.SweepStatus: _status,
+    commands.SweepReport: _report,
+    commands.Compare: _compare,
+}
