@@ -192,6 +192,25 @@ def test_a_process_that_saw_the_dead_owner_too_late_leaves_the_new_claim(
     quicker.close()
 
 
+def test_the_right_to_one_dead_claim_is_none_to_the_next(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign_claim(tmp_path, 1000)
+    mine = claims.Claims(tmp_path)
+    take_over = mine._take_over
+
+    def late(path: pathlib.Path, dead: bytes, data: bytes) -> bool:
+        foreign_claim(tmp_path, 1000, token="another that died")
+        return take_over(path, dead, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mine, "_take_over", late)
+        assert mine.try_claim(7) is None
+    assert "another that died" in (tmp_path / "7").read_text()
+    assert mine.try_claim(7) is not None
+    mine.close()
+
+
 def test_a_takeover_that_was_killed_halfway_is_taken_over_in_turn(tmp_path: pathlib.Path) -> None:
     claim = foreign_claim(tmp_path, 1000)
     right = claims.right_to(claim, claim.read_bytes())

@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -35,6 +36,23 @@ for turn in itertools.count():
     rows = pyarrow.table({"seed": numpy.arange(50_000), "turn": numpy.full(50_000, turn)})
     opened.write_shard(turn % 3, rows, {"tile": 32, "turn": turn})
     opened.write_checkpoint(7, {"state": numpy.full(50_000, turn)}, {"turn": turn})
+"""
+# Ends itself as `kill -9` would, at the n-th call of a function of the system.
+DOOMED = """
+import os, pathlib, signal, sys
+import pyarrow
+from polar_jax.sweep import store
+opened = store.open_existing(pathlib.Path(sys.argv[1]))
+name, count = sys.argv[2].split()
+left, real = int(count), getattr(os, name)
+def call(*arguments):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+setattr(os, name, call)
+opened.write_shard(0, pyarrow.table({"x": ["new"]}), {"tile": 32})
 """
 
 
@@ -329,6 +347,25 @@ def test_killed_at_any_moment_a_writer_leaves_whole_files_only(tmp_path: pathlib
         "shards/0",
         *(f"shards/0/{index}.parquet" for index in range(3)),
     }
+
+
+@pytest.mark.parametrize(
+    ("moment", "stored"), [("fsync 1", "old"), ("replace 1", "old"), ("fsync 2", "new")]
+)
+def test_killed_at_the_worst_moments_the_older_or_the_newer_shard_is_whole(
+    tmp_path: pathlib.Path, moment: str, stored: str
+) -> None:
+    opened = store.create_or_open(tmp_path, MANIFEST)
+    opened.write_shard(0, pyarrow.table({"x": ["old"]}), FACTS)
+    clean = everything(tmp_path)
+    done = subprocess.run([sys.executable, "-c", DOOMED, str(tmp_path), moment], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    assert shard_files.read_table(opened.shard_path(0))["x"].to_pylist() == [stored]
+    assert opened.state(0) == "done"
+    # The first two moments leave a temporary file, which is told to be a dead process's.
+    assert (everything(tmp_path) == clean) == (stored == "new")
+    opened.sweep_leftovers()
+    assert everything(tmp_path) == clean
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

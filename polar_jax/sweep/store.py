@@ -350,10 +350,10 @@ class Store:
         for name in shard_files.names(self.claims_folder):
             # Whoever still holds it has nothing left to do, and learns so by `still_ours`.
             if shard_files.number(name.partition("~")[0]) in done:
-                (self.claims_folder / name).unlink(missing_ok=True)
+                _discard(self.claims_folder / name)
         for path in self._temporaries():
             if files.is_leftover(path):
-                path.unlink(missing_ok=True)
+                _discard(path)
 
     def tidy(self) -> None:
         """Leaves the manifest and the shards, once all shards are done.
@@ -366,7 +366,7 @@ class Store:
         for path in self._temporaries():
             index = shard_files.number(files.final_name(path.name).partition(".")[0])
             if files.is_foreign(path) and (index is None or states.get(index) == "done"):
-                path.unlink(missing_ok=True)
+                _discard(path)
         for folder in (self.claims_folder, self._checkpoints, self._failures):
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -436,6 +436,12 @@ def _numbers(folder: pathlib.Path, suffix: str = "") -> set[int]:
     """Shards that files or folders of a folder are named after."""
     found = (shard_files.number(name, suffix) for name in shard_files.names(folder))
     return {number for number in found if number is not None}
+
+
+def _discard(path: pathlib.Path) -> None:
+    # What another person's run left may be theirs alone to remove.
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _now() -> str:
