@@ -111,7 +111,7 @@ def _run(options: commands.SweepRun) -> int:
             file=sys.stderr,
         )
         return 128 + received[0]
-    written = [] if options.no_report else _report_if_whole(out)
+    written = _report_if_whole(out) if options.report else []
     if not options.quiet:
         print_outcome(console.stdout(), outcome, written)
     return _failures(outcome)

@@ -39,7 +39,7 @@ class SweepRun:
       checkpoint_seconds: work that may be lost when the machine is switched off, above 0.
       memory_limit: GiB that may be used on each device. It changes no result.
       devices: devices to use, at least 1; no result depends on it.
-      no_report: leave out tables and figures at the end; `polar-jax sweep report` makes them.
+      report: make tables and figures at the end; `polar-jax sweep report` makes them later.
       quiet: print nothing but errors.
     """
 
@@ -50,7 +50,7 @@ class SweepRun:
     checkpoint_seconds: float = 20.0
     memory_limit: Annotated[float | None, _arg("FLOAT", "four fifths of what there is")] = None
     devices: Annotated[int | None, _arg("INT", "every core, or every accelerator")] = None
-    no_report: bool = False
+    report: bool = True
     quiet: bool = False
 
     def part(self) -> tuple[int, int] | None:
