@@ -139,5 +139,7 @@ def test_curves_hold_the_shorter_horizons_that_are_asked_for():
 
 
 def test_a_limit_below_one_tile_is_refused():
-    with pytest.raises(MemoryError, match=r"one tile needs .* MiB per device and 1 MiB are allowed"):
+    with pytest.raises(
+        MemoryError, match=r"one tile needs .* MiB per device and 1 MiB are allowed"
+    ):
         lanes.run_many(experiments(), memory_limit=2**20)

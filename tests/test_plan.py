@@ -1,0 +1,184 @@
+"""From a spec to programs, cells and shards: what is shared, what is not, and what is said."""
+
+import collections
+import pathlib
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polar_jax import policies, programs
+from polar_jax.lane_calls import Shape
+from polar_jax.sweep import costs, plan, run, spec
+
+HERE = pathlib.Path()
+SWEEPS = pathlib.Path(__file__).parents[1] / "sweeps"
+
+
+def planned(text: str, **options: Any) -> plan.Plan:
+    """The plan of a spec given as text."""
+    return plan.make(spec.parse(text, name="test", folder=HERE), **options)
+
+
+def five_hundred(policy: str, horizon: int) -> str:
+    """500 random configurations of one policy on one environment."""
+    rng = random.Random(0)
+    rows = set()
+    while len(rows) < 500:
+        adapters = rng.randint(8, 24)
+        rows.add(
+            (
+                adapters,
+                rng.randint(0, adapters),
+                rng.randint(4, 16),
+                round(rng.uniform(0.1, 2.0), 3),
+                round(rng.uniform(0.001, 0.1), 4),
+            )
+        )
+    names = ("adapters", "slots", "context_dim", "alpha", "price_per_ms")
+    columns = (
+        f"{name} = {list(column)}" for name, column in zip(names, zip(*sorted(rows), strict=True))
+    )
+    return (
+        f'[fixed]\nseeds = 64\nhorizon = {horizon}\npolicies = ["{policy}"]\n[[zip]]\n'
+        + "\n".join(columns)
+    )
+
+
+@pytest.mark.parametrize("policy", ["polar", "polar_plus", "polar_experts"])
+@pytest.mark.parametrize("horizon", [2_000, 20_000])
+def test_five_hundred_configurations_need_nine_lane_programs_at_most(policy, horizon):
+    made = planned(five_hundred(policy, horizon))
+    assert 1 < len(made.programs("advance")) <= 9
+    described = run.describe(made, None)
+    listed = {name for bucket in described["buckets"] for name in bucket["programs"]}
+    assert listed == set(made.programs())
+    kinds = collections.Counter(name.split()[0].rstrip(":") for name in listed)
+    assert set(kinds) == {"setup", "draw", "pick", "oracle", "start", "advance"}
+    assert max(kinds.values()) <= 9
+    assert all(bucket["padding"] for bucket in described["buckets"])
+    assert sum(shard.rows for shard in made.shards) == made.spec.num_lanes == 32_000
+
+
+MIXED = """
+[fixed]
+adapters = 5
+seeds = 3
+horizon = 300
+policies = ["lru", "polar_plus", "static", "no_cache"]
+[axes]
+context_dim = [3, 4]
+slots = [1, 2]
+noise = [0.1, 0.2]
+alpha = [0.2, 0.5]
+"""
+
+
+def test_the_programs_that_are_listed_are_those_that_are_compiled(tmp_path):
+    made = planned(MIXED + 'environment = ["clustered", "bernoulli"]')
+    before = set(programs._COMPILED)
+    outcome = run.execute(made, tmp_path / "out", run.Options(), lambda _: None, run.Stop())
+    assert outcome.failed == {}
+    compiled = collections.Counter(key[0][0] for key in set(programs._COMPILED) - before)
+    listed = collections.Counter(name.split()[0].rstrip(":") for name in made.programs())
+    assert compiled == listed
+
+
+def test_configurations_of_one_stream_share_a_cell_and_its_oracle():
+    made = planned(MIXED)
+    cells = [cell for bucket in made.buckets for cell in bucket.cells]
+    # Sizes and noise make another stream; policies and alpha do not.
+    assert len(cells) == 2 * 2 * 2
+    assert {len(cell.entries) for cell in cells} == {4 * 2}
+    covered = sorted(entry.own for cell in cells for entry in cell.entries)
+    assert covered == list(range(len(made.spec.configurations)))
+
+
+def test_padding_is_where_it_is_cheaper_and_the_plan_says_why():
+    several = (
+        "[fixed]\nadapters = 6\nseeds = 4\npolicies = ['lru']\n[axes]\ncontext_dim = [5, 6, 7, 8]\n"
+    )
+    short, long = (planned(several + f"horizon = [{horizon}]") for horizon in (1_000, 2_000_000))
+    assert [bucket.shape for bucket in short.buckets] == [Shape(8, 8)]
+    assert [bucket.shape for bucket in long.buckets] == [Shape(6, d) for d in (5, 6, 7, 8)]
+    assert "4 pairs of sizes: about" in short.buckets[0].padding
+    never = planned("padding = 'never'\n" + several + "horizon = [1000]")
+    assert len(never.buckets) == 4
+    assert never.buckets[0].padding == 'the spec says padding = "never"'
+    one = planned("[fixed]\nadapters = 6\nseeds = 4\ncontext_dim = 5\n")
+    assert [bucket.shape for bucket in one.buckets] == [Shape(6, 5)]
+    always = planned("padding = 'always'\n[fixed]\nadapters = 6\nseeds = 4\ncontext_dim = 5\n")
+    assert [bucket.shape for bucket in always.buckets] == [Shape(8, 8)]
+
+
+def test_what_a_size_is_padded_to_depends_on_no_neighbour():
+    assert [costs.rung(n) for n in (1, 4, 5, 16, 17, 33, 1_025)] == [4, 4, 8, 16, 32, 48, 2_048]
+
+
+HORIZONS = """
+[fixed]
+adapters = 6
+context_dim = 3
+slots = 2
+seeds = 2
+policies = ["polar", "polar_plus", "polar_experts", "lru", "oracle_cache"]
+[axes]
+horizon = [500, 1000, 3000]
+"""
+
+
+def test_only_anytime_policies_on_endless_streams_are_read_off_longer_runs():
+    for environment, read_off in (("clustered", 6), ("bernoulli", 6), ("sticky", 0)):
+        text = HORIZONS.replace("adapters = 6", f'adapters = 6\nenvironment = "{environment}"')
+        made = planned(text)
+        entries = [e for bucket in made.buckets for c in bucket.cells for e in c.entries]
+        assert made.num_read_off == read_off
+        found = {e.policy.name.partition("#")[0] for e in entries if e.read_off}
+        assert found == ({"polar_experts", "lru", "oracle_cache"} if read_off else set())
+        numbers = [e.own for e in entries] + [i for e in entries for i, _ in e.read_off]
+        assert sorted(numbers) == list(range(15))
+
+
+def test_a_policy_that_knows_its_horizon_does_not_begin_like_a_longer_one():
+    sizes = {"num_adapters": 6, "cache_slots": 2, "context_dim": 3}
+    for name, expected in (("polar_experts", True), ("lfu", True), ("polar", False)):
+        long, short = (policies.policy(name, **sizes, horizon=T) for T in (9_000, 1_000))
+        assert plan.begins_like(long, short) is expected
+
+
+def test_shards_are_about_as_long_as_they_should_be_and_cover_everything_once():
+    text = "[fixed]\nseeds = 200\npolicies = ['lru', 'polar']\n[axes]\nhorizon = [1000, 100000]\nslots = [1, 2, 3]"
+    made = planned(text, shard_seconds=5.0)
+    assert len(made.shards) > 5
+    assert [shard.index for shard in made.shards] == list(range(len(made.shards)))
+    seen = collections.Counter(
+        (configuration, seed)
+        for shard in made.shards
+        for batch in shard.batches
+        for cell in batch.cells
+        for entry in cell.entries
+        for configuration in (entry.own, *(one for one, _ in entry.read_off))
+        for seed in range(*batch.seeds)
+    )
+    assert set(seen.values()) == {1}
+    assert len(seen) == made.spec.num_lanes
+    # Two tiles at least, so that two devices have work.
+    sizes = {batch.seeds[1] - batch.seeds[0] for shard in made.shards for batch in shard.batches}
+    assert min(sizes - {200 % 64}) >= 64
+    assert all(shard.seconds <= 5.0 or len(shard.batches) == 1 for shard in made.shards)
+
+
+def test_the_plan_is_the_same_whoever_makes_it():
+    first, second = planned(MIXED), planned(MIXED)
+    assert [shard.decisions for shard in first.shards] == [s.decisions for s in second.shards]
+    assert run.describe(first, None) | {"x": 0} == run.describe(second, None) | {"x": 0}
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_study_can_be_planned(path):
+    made = plan.make(spec.read(path))
+    assert made.spec.title
+    assert made.spec.description
+    assert made.seconds + costs.COMPILE_POLICY * len(made.programs("advance")) < 600.0
+    assert np.isfinite(made.seconds)
