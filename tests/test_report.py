@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import rich.console
 
-from polar_jax import console, figures, labels, metrics, policies, report, statistics, summary
+from polar_jax import (
+    console,
+    drawing,
+    figures,
+    labels,
+    metrics,
+    policies,
+    report,
+    statistics,
+    summary,
+)
 from polar_jax.lanes import PolicyResult, Progress, Results
 
 HORIZON = 1_000
@@ -208,11 +218,11 @@ def test_figures_are_drawn_for_any_sign_and_size(regrets: dict[str, list[float]]
 
 def test_labels_are_moved_apart_in_order_and_stay_on_the_axis() -> None:
     heights = [0.0, 0.01, 0.5, 0.51, 0.52, 0.99, 1.0]
-    places = figures.spread(heights, gap=0.1)
+    places = drawing.spread(heights, gap=0.1)
     assert np.all(np.diff(places) >= 0.1 - 1e-9)
     assert places[0] >= 0.0
     assert places[-1] <= 1.0 + 1e-9
-    assert figures.spread([0.2, 0.6], gap=0.1) == [0.2, 0.6]
+    assert drawing.spread([0.2, 0.6], gap=0.1) == [0.2, 0.6]
 
 
 @pytest.mark.parametrize(
