@@ -41,6 +41,7 @@ def label_ends(axes: Axes, ends: dict[str, tuple[str, float]], *, gap: float) ->
       ends: by policy: the text, and the value that its curve ends at.
       gap: least distance of neighbours, as a fraction of the axes' height.
     """
+    axes.get_ylim()  # Limits that are still to be worked out would move the lines.
     order = sorted(ends, key=lambda policy: ends[policy][1])
     points = axes.transData.transform([(1.0, ends[policy][1]) for policy in order])
     heights = axes.transAxes.inverted().transform(points)[:, 1].tolist()
@@ -110,7 +111,8 @@ def plain(axes: Axes) -> None:
 
 def tick(value: float) -> str:
     """A number beside an axis."""
-    return f"{value:,.6g}".replace("-", "\N{MINUS SIGN}")
+    text = f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:,.6g}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def darker(colour: str) -> str:

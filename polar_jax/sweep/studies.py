@@ -12,8 +12,8 @@ import polars as pl
 from polar_jax import labels, statistics, tables
 from polar_jax.policies import ORACLES
 from polar_jax.statistics import Estimate
+from polar_jax.sweep import bootstrap
 
-RESAMPLES = 2_000
 _SYNTHETIC = "synthetic:"
 # Options that only some streams read; others are named without them.
 _READ_BY = {
@@ -53,7 +53,13 @@ class Axis(NamedTuple):
         if self.numbers is None:
             return str(value)
         short = self.title.split()[-1] if self.title in _LETTERED else self.title
-        return f"{short} = {shown(value)}"
+        return f"{short} = {self.number(value)}"
+
+    def number(self, value: object) -> str:
+        """One value for people, alone."""
+        if self.numbers is None or value not in self.values:
+            return shown(value)
+        return shown(self.numbers[self.values.index(value)])
 
 
 _LETTERED = tuple(TITLES[name] for name in tables.SIZES)
@@ -182,7 +188,7 @@ def _axis(table: pl.DataFrame, columns: list[str]) -> Axis:
         values = sorted(values, key=lambda value: numbers[value])
     title = TITLES.get(column, column.replace("_", " "))
     if column == "costs" and numbers is not None:
-        title = "mean paging cost"
+        title = "paging cost"
     return Axis(
         column, title, tuple(values), None if numbers is None else tuple(numbers[v] for v in values)
     )
@@ -325,9 +331,8 @@ def resampled(values: np.ndarray) -> np.ndarray:
       `[2000, ...]` means.
     """
     seeds = values.shape[0]
-    weights = np.random.default_rng(0).multinomial(seeds, np.full(seeds, 1.0 / seeds), RESAMPLES)
-    flat = values.reshape(seeds, -1)
-    return (weights @ flat / seeds).reshape(RESAMPLES, *values.shape[1:])
+    means = bootstrap.weights(seeds) @ values.reshape(seeds, -1)
+    return means.reshape(-1, *values.shape[1:])
 
 
 def _ratios(loss: np.ndarray, best: int) -> list[Ratio]:
