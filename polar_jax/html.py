@@ -18,6 +18,9 @@ p { margin: 8px 0; max-width: 80ch; }
 .lead { color: #4a5464; }
 .verdict { background: #eef6f1; border-left: 4px solid #009e73; padding: 10px 16px;
   margin: 18px 0; max-width: none; }
+.warning { background: #fdf1ec; border-left-color: #d55e00; }
+details { margin: 14px 0; } summary { cursor: pointer; color: #4a5464; }
+pre { background: #f1f3f5; padding: 10px 14px; font-size: 13px; overflow-x: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
 th { font-weight: 600; text-align: right; vertical-align: bottom; color: #4a5464;
