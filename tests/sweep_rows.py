@@ -64,8 +64,9 @@ def _figures(
     routing = 0.6 * learns * (1 + 0.15 * place) * math.sqrt(adapters * at["context_dim"] * horizon)
     price = at["price_per_ms"] / 0.0154
     misses = math.exp(-4.0 * slots / adapters)
-    caching = 0.02 * price * horizon * misses * (place - 1.5 + 0.3 * stream) * learns
-    benchmark = 0.25 * price * horizon * misses
+    # Who learns fast caches badly: which matters more depends on price, slots and horizon.
+    caching = 0.03 * price * horizon * misses * (2.5 - place + 0.2 * stream) * learns
+    benchmark = 0.6 * price * horizon * misses
     routing, caching = routing * luck, caching * luck
     regret = routing + caching
     return {

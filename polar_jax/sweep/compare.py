@@ -120,10 +120,11 @@ def _check_distinct(
 ) -> None:
     """Refuses rows that the shared columns do not tell apart."""
     if table.select(keys).is_duplicated().any():
-        which = ", ".join(ignored) or "none"
+        why = "it holds rows twice"
+        if ignored:
+            why = f"they differ in a column that the other table has not ({', '.join(ignored)})"
         raise ValueError(
-            f"several rows of the {side} table have the same {', '.join(keys)}: they differ in a "
-            f"column that the other table has not ({which})."
+            f"several rows of the {side} table have the same {', '.join(keys)}: {why}."
         )
 
 

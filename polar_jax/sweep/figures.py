@@ -247,7 +247,7 @@ def winners_png(winners: Sequence[Winner], grid: Grid) -> bytes:
                 _cell(axes, at, up.values.index(one.where[up.column]), one, room=room)
         axes.set_xlim(-0.5, len(across.values) - 0.5)
         axes.set_ylim(-0.5, len(up.values) - 0.5)
-        _value_ticks(axes, across, up)
+        _value_ticks(axes, across, up, room)
     _titles(figure, panels, lay, across.title, up.title)
     handles = [Patch(color=labels.label(n).colour, label=labels.label(n).name) for n in names]
     if not all(one.told_apart for one in winners):
@@ -300,8 +300,11 @@ def _cell(axes: Axes, x: int, y: int, winner: Winner, *, room: float) -> None:
     )
 
 
-def _value_ticks(axes: Axes, across: Axis, up: Axis) -> None:
-    for axis, side, most in ((across, axes.xaxis, 5), (up, axes.yaxis, 12)):
+def _value_ticks(axes: Axes, across: Axis, up: Axis, room: float) -> None:
+    """Values beside the cells, `room` inches each across; as many as do not touch."""
+    widest = max(len(across.number(value)) for value in across.values)
+    fit = max(2, int(room * len(across.values) / (0.075 * widest + 0.1)))
+    for axis, side, most in ((across, axes.xaxis, fit), (up, axes.yaxis, 12)):
         kept = studies.thinned(range(len(axis.values)), most if axis.numbers else 12)
         words = [axis.number(axis.values[n]) for n in kept]
         side.set_ticks(list(kept), words)

@@ -59,7 +59,8 @@ def _fits(axes: Axes, fits: Sequence[Fit], axis: str, gap: float) -> None:
         span = np.array(one.span)
         style = (0, look.dashes) if look.dashes else "-"
         axes.plot(span, one.line_at(span), color=look.colour, linewidth=1.3, linestyle=style)
-        ends[one.policy] = (f"{look.name} {one.slope.estimate:.2f}", float(one.mean[-1]))
+        slope = f"{one.slope.estimate:.2f}".replace("-", "\N{MINUS SIGN}")
+        ends[one.policy] = (f"{look.name} {slope}", float(one.mean[-1]))
     _theory(axes, fits, axis)
     for side in (axes.xaxis, axes.yaxis):
         side.set_major_formatter(FuncFormatter(lambda value, _: drawing.tick(value)))

@@ -12,13 +12,16 @@ from polar_jax.config import RunConfig
 from polar_jax.policies import ORACLES
 from polar_jax.summary import number
 from polar_jax.sweep import figures, fit_figures, report_tables, scaling, slots, studies, words
-from polar_jax.sweep.exponents import Fit
+from polar_jax.sweep.exponents import FIGURES, Fit
 from polar_jax.sweep.slots import Knee
 from polar_jax.sweep.studies import Grid, Record, Winner
 from polar_jax.sweep.words import Facts
 
+_MOST_SENTENCES = 12  # on knees, before only those of the figure are told
 MOST_ROWS = 30  # combinations that are a table; more are a map
 _FITTED = ("regret", "regret_routing", "regret_caching", "loss_to_full")
+_MAIN = ("regret", "loss_to_full")
+_FITTED_IN_ORDER = (*_MAIN, *(name for name in FIGURES if name not in _MAIN))
 _DASH = "\N{EN DASH}"
 
 
@@ -163,9 +166,6 @@ def draw(found: Study) -> dict[str, bytes]:
     return pngs
 
 
-_MAIN = ("regret", "loss_to_full")
-
-
 def _long_axes(grid: Grid) -> list[studies.Axis]:
     return [axis for axis in grid.axes if len(axis.values) > 1]
 
@@ -189,7 +189,7 @@ def _shown_knees(found: Study) -> list[Knee]:
     }
     kept = [k for k in found.knees if all(k.where[name] == v for name, v in fixed.items())]
     if side is None:
-        return kept[:1]
+        return kept[:1] or found.knees[:1]
     return [k for k in kept if k.where[side[0].column] in side[1]] or found.knees[:1]
 
 
@@ -207,7 +207,7 @@ def _page(found: Study, pngs: dict[str, bytes], manifest: dict[str, Any], facts:
             f"<p>{html.text(words.what_was_run(manifest, facts))}</p>",
             warnings,
             _answer(found, pngs),
-            _axes(found, pngs),
+            _axes(found, pngs, words.column((manifest.get("report") or {}).get("x") or "")),
             _exponents(found, pngs),
             _slots(found, pngs),
             report_tables.section(found.grid, manifest, facts),
@@ -305,9 +305,12 @@ def _winners(found: Study) -> str:
     )
 
 
-def _axes(found: Study, pngs: dict[str, bytes]) -> str:
+def _axes(found: Study, pngs: dict[str, bytes], first: str) -> str:
+    """A figure per numeric axis, `first` before the others, which follow by length."""
     parts = []
-    for axis in _long_axes(found.grid):
+    for axis in sorted(
+        _long_axes(found.grid), key=lambda axis: (axis.column != first, -len(axis.values))
+    ):
         png = pngs.get(f"axis_{axis.column}")
         if png is not None:
             lay = studies.layout(found.grid, [axis.column])
@@ -330,9 +333,15 @@ def _exponents(found: Study, pngs: dict[str, bytes]) -> str:
         "last point of the lowest policy that each holds for."
     )
     parts += [html.figure(pngs[n], caption) for n in ("exponents", "exponents_parts") if n in pngs]
-    rows = [report_tables.fit_row(one) for one in found.fits if one.slope is not None]
-    if rows:
-        parts.append(html.table(report_tables.FIT_HEADINGS, rows))
+    for name in _FITTED_IN_ORDER:
+        fits = [one for one in found.fits if one.figure == name and one.slope is not None]
+        if not fits:
+            continue
+        rows = html.table(report_tables.FIT_HEADINGS, [report_tables.fit_row(f) for f in fits])
+        # The parts explain the whole; they are there for who asks.
+        summary = f"<summary>{html.text(figures.words(name))}</summary>"
+        opened = " open" * (name in _MAIN)
+        parts.append(f"<details{opened}>{summary}{rows}</details>")
     left = [f"<li>{html.text(line)}</li>" for line in report_tables.left_out(found.fits)]
     if left:
         parts.append(
@@ -345,7 +354,7 @@ def _exponents(found: Study, pngs: dict[str, bytes]) -> str:
 def _slots(found: Study, pngs: dict[str, bytes]) -> str:
     if not found.knees:
         return ""
-    shown = found.knees if len(found.knees) <= MOST_ROWS else _shown_knees(found)
+    shown = found.knees if len(found.knees) <= _MOST_SENTENCES else _shown_knees(found)
     items = "".join(
         f"<li>{html.text(slots.sentence(knee, found.grid, found.price))}</li>" for knee in shown
     )

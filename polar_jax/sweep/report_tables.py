@@ -224,13 +224,19 @@ def saving_cells(knee: Knee, grid: Grid) -> Iterator[tuple[str, ...]]:
     for n, (first, last) in enumerate(itertools.pairwise(counts)):
         cells = []
         for one in (knee.saving, knee.saving_ms):
-            text = number(one.mean[n])
+            text = _brief(one.mean[n])
             if not np.isnan(one.half_width[n]):
-                text += f" ± {number(one.half_width[n])}"
+                text += f" ± {_brief(one.half_width[n])}"
             cells.append(text)
         head = f"{html.swatch(knee.best)}{place}, {name}" if n == 0 else ""
         mark = " (knee)" if first == knee.knee else ""
         yield (head, f"{first} to {last}{mark}", *cells)
+
+
+def _brief(value: float) -> str:
+    """A figure for people that may be small: two digits below 0.1."""
+    text = number(value) if abs(value) >= 0.1 else f"{value:.2g}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def section(grid: Grid, manifest: dict[str, Any], facts: Facts) -> str:

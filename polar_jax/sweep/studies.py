@@ -62,7 +62,7 @@ class Axis(NamedTuple):
         return shown(self.numbers[self.values.index(value)])
 
 
-_LETTERED = tuple(TITLES[name] for name in tables.SIZES)
+_LETTERED = tuple(TITLES[name] for name in (*tables.SIZES, "alpha"))
 
 
 class Grid(NamedTuple):
