@@ -135,3 +135,12 @@ def test_at_most_forty_lines_are_printed_clearest_first() -> None:
     assert len(lines) == compare.MOST_LINES
     assert lines[:3] == ["0", "0.02", "0.04"]
     assert "10 more differ less clearly" in text
+
+
+def test_settings_left_open_match_each_other(rows: pl.DataFrame) -> None:
+    open_ = rows.with_columns(
+        epoch_length=pl.lit(None, pl.Int64), costs=pl.lit(None, pl.String), segments=pl.lit(4)
+    )
+    assert compare.compare(open_, open_).identical == rows.height
+    with pytest.raises(ValueError, match="epoch_length is default in one and 64 in the other"):
+        compare.compare(open_, open_.with_columns(epoch_length=pl.lit(64)))

@@ -322,6 +322,14 @@ def test_zipped_options_are_one_axis_and_named_by_what_they_change() -> None:
     assert axis.numbers is None
 
 
+def test_a_value_left_open_is_drawn_and_ranked_as_one_of_its_axis() -> None:
+    table, manifest = sweep({"epoch_length": [None, 64], "cache_slots": [1, 4]}, LEARNT, seeds=2)
+    found = report.study(table, manifest)
+    assert len(found.winners) == 4
+    assert found.grid.place(found.winners[0].where) == "epoch length of POLAR = default, K = 1"
+    assert "axis_cache_slots" in report.draw(found)
+
+
 def test_numbers_zipped_together_stay_an_axis_of_numbers() -> None:
     axes = {"horizon": [1_000, 4_000], "period": [10, 10]}
     table, manifest = sweep(axes, zipped=("horizon", "period"))

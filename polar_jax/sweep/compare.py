@@ -12,6 +12,7 @@ from polar_jax.statistics import Estimate
 
 FIGURES = ("regret", "loss_to_full", "hit_rate", "paging_ms_per_request")
 MOST_LINES = 40
+_OPEN = "default"  # a setting that was left open
 # What rows are not matched on: results, and how they were come by.
 _RESULTS = {
     *tables.FIGURES,
@@ -85,7 +86,7 @@ def compare(left: pl.DataFrame, right: pl.DataFrame) -> Comparison:
     left, right = (_keyed(one, shared, figures) for one in (left, right))
     for side, one in (("first", left), ("second", right)):
         _check_distinct(one, shared, side, ignored)
-    both = left.join(right, on=shared, how="inner", suffix="_right", nulls_equal=True)
+    both = left.join(right, on=shared, how="inner", suffix="_right").sort(shared)
     if both.is_empty():
         raise ValueError(f"no row of one matches a row of the other: {_why(left, right, shared)}.")
     # Equal figures subtract to 0; bits are compared, so that NaN equals itself.
@@ -108,9 +109,14 @@ def compare(left: pl.DataFrame, right: pl.DataFrame) -> Comparison:
 
 def _keyed(table: pl.DataFrame, keys: list[str], figures: list[str]) -> pl.DataFrame:
     """Keys and figures alone; whole numbers of any width are one kind, as are floats."""
-    kinds = {name: pl.Float64 if table[name].dtype.is_numeric() else pl.String for name in keys}
     return table.select(
-        *(pl.col(name).cast(kind) for name, kind in kinds.items()),
+        *(
+            # Joins take NaN for equal to NaN, but no null for equal to a null.
+            pl.col(name).cast(pl.Float64).fill_null(math.nan)
+            if table[name].dtype.is_numeric()
+            else pl.col(name).cast(pl.String).fill_null(_OPEN)
+            for name in keys
+        ),
         *(pl.col(name).cast(pl.Float64) for name in figures),
     )
 
@@ -132,22 +138,22 @@ def _why(left: pl.DataFrame, right: pl.DataFrame, keys: list[str]) -> str:
     """Which columns have no value in common, or that only their combinations differ."""
     lines = []
     for name in keys:
-        here, there = set(left[name].to_list()), set(right[name].to_list())
-        if not here & there:
+        here, there = ([_value(v) for v in one[name].unique().sort()] for one in (left, right))
+        if not set(here) & set(there):
             lines.append(f"{name} is {_some(here)} in one and {_some(there)} in the other")
     if lines:
         return "; ".join(lines)
     return f"each of {', '.join(keys)} has values in common, but no combination of them"
 
 
-def _some(values: set[Any]) -> str:
-    known = sorted(values, key=lambda value: (value is None, value))
-    text = ", ".join(_value(value) for value in known[:3])
-    return text + (", ..." if len(known) > 3 else "") if known else "empty"
+def _some(values: list[str]) -> str:
+    return ", ".join(values[:3]) + ", ..." * (len(values) > 3) if values else "empty"
 
 
 def _value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return _OPEN if math.isnan(value) else f"{value:.6g}"
+    return str(value)
 
 
 def _difference(where: dict[str, Any], rows: pl.DataFrame) -> Difference:

@@ -104,7 +104,10 @@ def _panels(lay: Layout, height: float) -> tuple[Figure, np.ndarray]:
 
 
 def _panel_filter(lay: Layout) -> pl.Expr | None:
-    kept = [pl.col(a.column).is_in(list(values)) for a, values in _sides(lay)]
+    kept = [
+        pl.any_horizontal(pl.col(a.column).eq_missing(pl.lit(value)) for value in values)
+        for a, values in _sides(lay)
+    ]
     return pl.all_horizontal(kept) if kept else None
 
 

@@ -50,8 +50,8 @@ class Axis(NamedTuple):
 
     def name(self, value: object) -> str:
         """One value for people, with what it is a value of where it would not say."""
-        if self.numbers is None:
-            return str(value)
+        if isinstance(value, str) and self.numbers is None:
+            return value
         short = self.title.split()[-1] if self.title in _LETTERED else self.title
         return f"{short} = {self.number(value)}"
 
@@ -207,8 +207,9 @@ def _joined(table: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
         for row in rows.to_dicts()
     ]
     words = brief if len(set(brief)) == len(full) else full
-    named = rows.with_columns(pl.Series(", ".join(columns), words))
-    return table.join(named, on=columns, how="left", nulls_equal=True, maintain_order="left")
+    named = dict(zip(rows.rows(), words, strict=True))
+    column = [named[row] for row in table.select(columns).rows()]
+    return table.with_columns(pl.Series(", ".join(columns), column))
 
 
 def _member(name: str, value: object) -> str:
