@@ -196,6 +196,8 @@ def test_no_rows_are_an_error() -> None:
         ([1, 2, 4, 6], [50.0, 30.0, 12.0, 9.0], 4),
         # A step that saves nothing before one that does is not the knee.
         ([1, 2, 3, 4, 5], [10.0, 6.0, 6.0, 2.0, 1.9], 4),
+        # 6 % of the whole is worth a slot, 4 % is not.
+        ([1, 2, 3, 4], [100.0, 10.0, 4.0, 0.0], 3),
         ([1, 2, 3], [1.0, 2.0, 3.0], 1),
         ([1, 2, 3], [1.0, 1.0, 1.0], 1),
     ],
