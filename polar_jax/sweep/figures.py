@@ -56,11 +56,12 @@ def axis_png(
     direct = _labels_fit(lay, len(grid.policies))
     height = max(2.1, LABEL_GAP * len(grid.policies) + 0.3) if direct else 2.0
     figure, panels = _panels(lay, height)
-    first = panels[0][0]
-    _y_scale(first, rows["mean"].drop_nulls().to_numpy())
+    for number, row in enumerate(panels):
+        shown = [_here(rows, lay, number * len(row) + column)["mean"] for column in range(len(row))]
+        _y_scale(row, np.concatenate([one.to_numpy() for one in shown]))
     for line, axes in enumerate(one for row in panels for one in row):
         here = _here(rows, lay, line)
-        _x_scale(axes, axis)
+        _x_scale(axes, axis, panels.shape[1])
         ends = {}
         for policy in grid.policies:
             mine = _along(here.filter(pl.col("policy") == policy), axis)
@@ -100,7 +101,7 @@ def _panels(lay: Layout, height: float) -> tuple[Figure, np.ndarray]:
     rows = 1 if lay.rows is None else len(lay.rows[1])
     width = drawing.WIDTH if columns > 1 else 0.72 * drawing.WIDTH
     figure = Figure(figsize=(width, 0.75 + height * rows), dpi=drawing.DPI, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharex=True, sharey="row")
 
 
 def _panel_filter(lay: Layout) -> pl.Expr | None:
@@ -150,7 +151,7 @@ def _line(
         axes.fill_between(x, low, high, color=look.colour, alpha=band, linewidth=0, zorder=1)
 
 
-def _x_scale(axes: Axes, axis: Axis) -> None:
+def _x_scale(axes: Axes, axis: Axis, columns: int) -> None:
     x = np.array(axis.numbers, np.float64)
     if x.min() > 0.0 and x.max() / x.min() > 10.0:
         axes.set_xscale("log")
@@ -160,17 +161,20 @@ def _x_scale(axes: Axes, axis: Axis) -> None:
     if x.min() == 0.0 and x.size > 2 and x.max() / np.sort(x)[1] > 10.0:
         axes.set_xscale("symlog", linthresh=float(np.sort(x)[1]), linscale=0.5)
     if x.size <= 5 or (x.size <= 16 and x.min() > 0.0 and x.max() < 100.0 * x.min()):
-        axes.xaxis.set_major_locator(FixedLocator(_apart(axes, x)))
+        axes.xaxis.set_major_locator(FixedLocator(_apart(axes, x, columns)))
         axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: drawing.tick(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _apart(axes: Axes, x: np.ndarray) -> list[float]:
+def _apart(axes: Axes, x: np.ndarray, columns: int) -> list[float]:
     """The values whose ticks stand far enough from their neighbours; both ends are kept."""
     x = np.sort(x)
     places = np.asarray(axes.xaxis.get_transform().transform(x))
-    least = 0.09 * max(float(places[-1] - places[0]), 1e-12)
+    widest = max(len(drawing.tick(float(value))) for value in x)
+    # Inches of the widest label and a gap, over those of a panel.
+    share = (0.065 * widest + 0.08) * columns / (0.8 * drawing.WIDTH)
+    least = share * max(float(places[-1] - places[0]), 1e-12)
     kept = [x.size - 1]
     for n in range(x.size - 2, -1, -1):
         if places[kept[-1]] - places[n] > least and (n == 0 or places[n] - places[0] > least):
@@ -178,8 +182,9 @@ def _apart(axes: Axes, x: np.ndarray) -> list[float]:
     return [float(x[n]) for n in kept]
 
 
-def _y_scale(axes: Axes, means: np.ndarray) -> None:
+def _y_scale(row: Sequence[Axes] | np.ndarray, means: np.ndarray) -> None:
     """Linear within a decade; logarithmic beyond, through zero where signs change."""
+    axes = row[0]
     values = means[np.isfinite(means)]
     least, most = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     wide = least <= 0.0 or most > 10.0 * least
@@ -190,7 +195,8 @@ def _y_scale(axes: Axes, means: np.ndarray) -> None:
             steps = SymmetricalLogLocator(base=10.0, linthresh=least / 2.0, subs=[1.0, 2.0, 5.0])
             axes.yaxis.set_major_locator(steps)
         if least < 0.0:
-            axes.axhline(0.0, color="#999999", linewidth=0.6, zorder=1)
+            for one in row:
+                one.axhline(0.0, color="#999999", linewidth=0.6, zorder=1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: drawing.tick(value)))
 
 
@@ -308,7 +314,8 @@ def _value_ticks(axes: Axes, across: Axis, up: Axis, room: float) -> None:
     widest = max(len(across.number(value)) for value in across.values)
     fit = max(2, int(room * len(across.values) / (0.075 * widest + 0.1)))
     for axis, side, most in ((across, axes.xaxis, fit), (up, axes.yaxis, 12)):
-        kept = studies.thinned(range(len(axis.values)), most if axis.numbers else 12)
+        most = most if axis.numbers else 12
+        kept = range(0, len(axis.values), -(-len(axis.values) // most))
         words = [axis.number(axis.values[n]) for n in kept]
         side.set_ticks(list(kept), words)
     axes.tick_params(labelsize=drawing.FONT - 1, length=0, colors=drawing.GREY)
