@@ -318,6 +318,8 @@ def _axes(found: Study, pngs: dict[str, bytes], first: str) -> str:
                 f"{words.measured(axis)[2]} Means over seeds with 95 % bands"
                 f"{', oracles thin' * any(p in ORACLES for p in found.grid.policies)}. "
             )
+            if lay.rows is not None:
+                caption += "Each row of panels has a scale of its own. "
             parts.append(f"<h2>Along {html.text(axis.title)}</h2>")
             parts.append(html.figure(png, caption + words.held(found.grid, lay)))
     return "\n".join(parts)
