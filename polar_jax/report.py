@@ -1,52 +1,11 @@
 """The report: one HTML page that opens from disk and needs nothing but itself."""
 
-import base64
-import html
 import math
-from collections.abc import Iterable
 from typing import Any
 
-from polar_jax import figures, labels, summary
+from polar_jax import figures, html, labels, summary
 from polar_jax.statistics import Estimate
 from polar_jax.summary import Comparison, PolicySummary, number, with_error
-
-_STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f4f5f7; color: #1d2430;
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 1160px; margin: 0 auto; padding: 36px 28px 64px; background: #fff; }
-h1 { font-size: 26px; line-height: 1.25; margin: 0 0 6px; }
-h2 { font-size: 18px; margin: 38px 0 10px; padding-top: 14px; border-top: 1px solid #e3e6ea; }
-p { margin: 8px 0; max-width: 80ch; }
-.lead { color: #4a5464; }
-.verdict { background: #eef6f1; border-left: 4px solid #009e73; padding: 10px 16px;
-  margin: 18px 0; max-width: none; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
-th { font-weight: 600; text-align: right; vertical-align: bottom; color: #4a5464;
-  border-bottom: 2px solid #c9ced6; padding: 5px 8px; line-height: 1.25; }
-td { text-align: right; padding: 4px 8px; border-bottom: 1px solid #edeff2; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 2px; }
-tr.best td { background: #eef6f1; font-weight: 600; }
-tr.oracle td { color: #6b7480; }
-.part { color: #6b7480; font-weight: 400; }
-.swatch { display: inline-block; width: 10px; height: 10px; border-radius: 2px;
-  margin-right: 7px; }
-.worse { background: #fdf1ec; } .better { background: #eef6f1; } .level { color: #6b7480; }
-.matrix td, .matrix th { font-size: 13px; padding: 4px 7px; }
-figure { margin: 14px 0; } figure img { width: 100%; max-width: 980px; height: auto; }
-figcaption, .small { color: #6b7480; font-size: 13px; max-width: 90ch; }
-dl.policies dt { font-weight: 600; margin-top: 10px; } dl.policies dd { margin: 0 0 0 17px; }
-.parameters { columns: 2; column-gap: 40px; font-size: 13.5px; }
-.parameters div { display: flex; justify-content: space-between; gap: 16px;
-  border-bottom: 1px solid #edeff2; padding: 2px 0; break-inside: avoid; }
-.parameters span:first-child { color: #6b7480; white-space: nowrap; }
-.parameters span:last-child { text-align: right; overflow-wrap: anywhere; }
-code { font-size: 0.92em; background: #f1f3f5; padding: 0 4px; border-radius: 3px; }
-@media (max-width: 760px) { .parameters { columns: 1; } main { padding: 20px 14px; } }
-@media print { body { background: #fff; } main { padding: 0; } }
-"""
 
 
 def render(comparison: Comparison, manifest: dict[str, Any], regret_png: bytes) -> str:
@@ -65,23 +24,23 @@ def render(comparison: Comparison, manifest: dict[str, Any], regret_png: bytes) 
     body = "\n".join(
         (
             "<h1>Who wins: caching and routing of LoRA adapters</h1>",
-            f'<p class="lead">{_text(title)}</p>',
-            f'<p class="verdict">{_text(verdict(comparison))}</p>',
+            f'<p class="lead">{html.text(title)}</p>',
+            f'<p class="verdict">{html.text(verdict(comparison))}</p>',
             _results(comparison),
             "<h2>Over time</h2>",
-            _figure(
+            html.figure(
                 regret_png,
                 "Mean over seeds with 95 % bands, in the order of the last values. Values near "
                 "zero are on a linear scale, so that curves may change sign.",
             ),
             "<h2>What the regret is made of</h2>",
-            _figure(
+            html.figure(
                 figures.parts_png(comparison),
                 "Means over seeds. Routing is shown without its forced share. Caching is "
                 "negative where a set that moves beats the best static one.",
             ),
             "<h2>What users of the server see</h2>",
-            _figure(
+            html.figure(
                 figures.serving_png(comparison),
                 f"Means over seeds and {horizon:,} requests, with 95 % intervals.",
             ),
@@ -91,12 +50,7 @@ def render(comparison: Comparison, manifest: dict[str, Any], regret_png: bytes) 
             _notes(comparison),
         )
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>polar_jax: {_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return html.page(f"polar_jax: {title}", body)
 
 
 def configuration(comparison: Comparison, manifest: dict[str, Any]) -> str:
@@ -174,7 +128,7 @@ def _results(comparison: Comparison) -> str:
         one = policy.figures
         kind = "best" if policy.name == comparison.best else "oracle" if policy.is_oracle else ""
         cells = (
-            f"{_swatch(policy.name)}{_text(_name(policy))}{' *' if policy.is_oracle else ''}",
+            html.swatch(policy.name) + html.text(_name(policy)) + " *" * policy.is_oracle,
             with_error(one["regret"]),
             *(
                 f'<span class="part">{number(one["regret_" + part].mean)}</span>'
@@ -187,9 +141,9 @@ def _results(comparison: Comparison) -> str:
             number(one["switching_ms_per_request"].mean),
             number(one["loads"].mean),
         )
-        rows.append(_row(cells, kind))
-    notes = "".join(f'<p class="small">{_text(line)}</p>' for line in summary.notes(comparison))
-    return f"<h2>Results</h2>\n{_table(headings, rows)}\n{notes}"
+        rows.append(html.row(cells, kind))
+    notes = "".join(f'<p class="small">{html.text(line)}</p>' for line in summary.notes(comparison))
+    return f"<h2>Results</h2>\n{html.table(headings, rows)}\n{notes}"
 
 
 def _differences(comparison: Comparison) -> str:
@@ -208,32 +162,32 @@ def _differences(comparison: Comparison) -> str:
                 "\N{EN DASH}" if math.isnan(policy.excess) else f"{100.0 * policy.excess:+.0f} %"
             )
             cells = (
-                f"{_swatch(policy.name)}{_text(_name(policy))}",
+                f"{html.swatch(policy.name)}{html.text(_name(policy))}",
                 number(gap.mean),
                 _interval(gap),
                 excess.replace("-", "\N{MINUS SIGN}"),
             )
-            rows.append(_row(cells, "oracle" if policy.is_oracle else ""))
+            rows.append(html.row(cells, "oracle" if policy.is_oracle else ""))
         headings = (
-            f"policy minus {_text(labels.label(best).name)}",
+            f"policy minus {html.text(labels.label(best).name)}",
             "difference<br>of regret",
             "95 % interval",
             "loss to full<br>memory, relative",
         )
-        parts.append(_table(headings, rows))
+        parts.append(html.table(headings, rows))
     names = [policy.name for policy in comparison.policies]
-    headings = ("row minus column", *(_text(labels.label(name).name) for name in names))
+    headings = ("row minus column", *(html.text(labels.label(name).name) for name in names))
     rows = []
     for row in names:
-        cells = [_text(labels.label(row).name)]
+        cells = [html.text(labels.label(row).name)]
         cells += [_gap(comparison, row, column) for column in names]
-        rows.append(_row(cells, raw=True))
+        rows.append(html.row(cells, raw=True))
     parts.append(
         "<p>All pairs: mean difference of regret ± half of its 95 % interval. Green: "
         "the row's policy loses less; red: it loses more; grey: the interval "
         "contains 0.</p>"
     )
-    parts.append(_table(headings, rows, kind="matrix"))
+    parts.append(html.table(headings, rows, kind="matrix"))
     parts.append(
         '<p class="small">Differences are taken seed by seed, which removes what a stream does '
         "to both policies. Each interval stands for one pair; with many pairs some will miss. "
@@ -254,8 +208,9 @@ def _gap(comparison: Comparison, row: str, column: str) -> str:
 
 def _policies(comparison: Comparison) -> str:
     entries = "\n".join(
-        f"<dt>{_swatch(policy.name)}{_text(_name(policy))} <code>{_text(policy.name)}</code></dt>"
-        f"<dd>{_text(_name(policy))} {_text(sentence(policy, comparison))}</dd>"
+        f"<dt>{html.swatch(policy.name)}{html.text(_name(policy))} "
+        f"<code>{html.text(policy.name)}</code></dt>"
+        f"<dd>{html.text(_name(policy))} {html.text(sentence(policy, comparison))}</dd>"
         for policy in comparison.policies
     )
     return f'<h2>The policies</h2>\n<dl class="policies">\n{entries}\n</dl>'
@@ -287,7 +242,7 @@ def _parameters(manifest: dict[str, Any]) -> str:
         "git commit": commit,
     }
     lines = "\n".join(
-        f"<div><span>{_text(name)}</span><span>{_text(_plain(value))}</span></div>"
+        f"<div><span>{html.text(name)}</span><span>{html.text(html.plain(value))}</span></div>"
         for name, value in rows.items()
     )
     return (
@@ -319,7 +274,7 @@ def _notes(comparison: Comparison) -> str:
             "Policies marked * know what no server can know, or hold more than fits; they are "
             "shown for scale and never ranked."
         )
-    items = "\n".join(f"<li>{_text(line)}</li>" for line in lines)
+    items = "\n".join(f"<li>{html.text(line)}</li>" for line in lines)
     return f"<h2>How to read this</h2>\n<ul>\n{items}\n</ul>"
 
 
@@ -331,44 +286,3 @@ def _interval(estimate: Estimate) -> str:
     if math.isnan(float(estimate.half_width)):
         return "\N{EN DASH}"
     return f"[{number(estimate.low)}, {number(estimate.high)}]"
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(item) for item in value)
-    return str(value)
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _swatch(policy: str) -> str:
-    colour = labels.label(policy).colour
-    return f'<span class="swatch" style="background:{colour}"></span>'
-
-
-def _row(cells: Iterable[str], kind: str = "", *, raw: bool = False) -> str:
-    """A table row; with `raw` every cell but the first brings its own tags."""
-    first, *rest = cells
-    body = "".join(rest) if raw else "".join(f"<td>{cell}</td>" for cell in rest)
-    return f'<tr class="{kind}"><td>{first}</td>{body}</tr>'
-
-
-def _table(headings: Iterable[str], rows: Iterable[str], kind: str = "") -> str:
-    head = "".join(f"<th>{heading}</th>" for heading in headings)
-    body = "\n".join(rows)
-    return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
-
-
-def _figure(png: bytes, caption: str) -> str:
-    data = base64.b64encode(png).decode("ascii")
-    return (
-        f'<figure><img alt="{_text(caption)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{_text(caption)}</figcaption></figure>"
-    )

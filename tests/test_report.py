@@ -1,16 +1,26 @@
 """The report, its figures and its words: whole, self-contained, true to the numbers."""
 
-import html.parser
 import io
 import math
 import re
 from typing import Any
 
 import numpy as np
+import pages
 import pytest
 import rich.console
 
-from polar_jax import console, figures, labels, metrics, policies, report, statistics, summary
+from polar_jax import (
+    console,
+    drawing,
+    figures,
+    labels,
+    metrics,
+    policies,
+    report,
+    statistics,
+    summary,
+)
 from polar_jax.lanes import PolicyResult, Progress, Results
 
 HORIZON = 1_000
@@ -88,26 +98,9 @@ def page(run: Results, **changes: Any) -> str:
     return report.render(comparison, manifest(**changes), figures.regret_png(run))
 
 
-class Tags(html.parser.HTMLParser):
-    """Checks that tags are closed in order, and collects what the page refers to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.sources: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
 def test_the_page_is_whole_and_refers_to_nothing_outside(run: Results) -> None:
     text = page(run)
-    tags = Tags()
+    tags = pages.Tags()
     tags.feed(text)
     assert tags.open == []
     assert len(tags.sources) == 3
@@ -166,7 +159,7 @@ def test_close_policies_may_differ_by_chance() -> None:
 def test_oracles_alone_are_not_ranked() -> None:
     run = results(oracle=[0.0, 0.0], full_cache=[-20.0, -30.0])
     assert "not ranked" in report.verdict(summary.compare(run, HORIZON))
-    Tags().feed(page(run))
+    pages.Tags().feed(page(run))
 
 
 def test_a_searched_oracle_makes_the_regret_a_lower_bound(run: Results) -> None:
@@ -208,11 +201,11 @@ def test_figures_are_drawn_for_any_sign_and_size(regrets: dict[str, list[float]]
 
 def test_labels_are_moved_apart_in_order_and_stay_on_the_axis() -> None:
     heights = [0.0, 0.01, 0.5, 0.51, 0.52, 0.99, 1.0]
-    places = figures.spread(heights, gap=0.1)
+    places = drawing.spread(heights, gap=0.1)
     assert np.all(np.diff(places) >= 0.1 - 1e-9)
     assert places[0] >= 0.0
     assert places[-1] <= 1.0 + 1e-9
-    assert figures.spread([0.2, 0.6], gap=0.1) == [0.2, 0.6]
+    assert drawing.spread([0.2, 0.6], gap=0.1) == [0.2, 0.6]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""The figure of a scaling study: means on logarithmic axes, fits, and theory's slopes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from polar_jax import drawing, labels
+from polar_jax.sweep import figures, scaling, studies
+from polar_jax.sweep.exponents import Fit
+
+
+def exponents_png(fits: Sequence[Fit], columns: Sequence[str], axis: str) -> bytes:
+    """Means against the scaling axis on logarithmic axes, with fits and theory's slopes.
+
+    Args:
+      fits: from `scaling.study`; those without a slope are left out.
+      columns: the figures to draw, a column of panels each.
+      axis: the column that was fitted along.
+
+    Returns:
+      A PNG: points with 95 % normal intervals, fitted slopes over the range that they were
+      fitted on, and theory's slopes through the last point of the lowest line they hold for.
+    """
+    fitted = [one for one in fits if one.slope is not None and one.figure in columns]
+    groups = studies.thinned(list(dict.fromkeys(one.group for one in fitted)), 3)
+    most = max(len([one for one in fitted if one.figure == name]) for name in columns)
+    height = max(2.3, figures.LABEL_GAP * most / max(len(groups), 1) + 0.3)
+    size = (drawing.WIDTH, 0.6 + height * len(groups))
+    figure = Figure(figsize=size, dpi=drawing.DPI, layout="constrained")
+    panels = figure.subplots(len(groups), len(columns), squeeze=False, sharex=True)
+    for row, group in enumerate(groups):
+        for column, name in enumerate(columns):
+            axes = panels[row, column]
+            here = [one for one in fitted if one.figure == name and one.group == group]
+            _fits(axes, here, axis, figures.LABEL_GAP / height)
+            place = ", ".join(f"{key.replace('_', ' ')} {studies.shown(v)}" for key, v in group)
+            words = figures.words(name)
+            title = f"{words}\n{place}" if place else words
+            axes.set_title(title, fontsize=drawing.FONT, loc="left")
+            drawing.plain(axes)
+    for axes in panels[-1]:
+        axes.set_xlabel(studies.TITLES.get(axis, axis), fontsize=drawing.FONT)
+    figure.supylabel("mean over seeds, units of utility", fontsize=drawing.FONT)
+    return drawing.png(figure)
+
+
+def _fits(axes: Axes, fits: Sequence[Fit], axis: str, gap: float) -> None:
+    axes.set(xscale="log", yscale="log")
+    ends = {}
+    for one in sorted(fits, key=lambda one: float(one.mean[-1])):
+        look = labels.label(one.policy)
+        bars = 1.96 * one.error
+        axes.errorbar(one.x, one.mean, bars, fmt="o", color=look.colour, ms=2.6, elinewidth=0.8)
+        if one.slope is None or one.span is None:
+            continue
+        span = np.array(one.span)
+        style = (0, look.dashes) if look.dashes else "-"
+        axes.plot(span, one.line_at(span), color=look.colour, linewidth=1.3, linestyle=style)
+        slope = f"{one.slope.estimate:.2f}".replace("-", "\N{MINUS SIGN}")
+        ends[one.policy] = (f"{look.name} {slope}", float(one.mean[-1]))
+    _theory(axes, fits, axis)
+    for side in (axes.xaxis, axes.yaxis):
+        side.set_major_formatter(FuncFormatter(lambda value, _: drawing.tick(value)))
+        side.set_minor_formatter(NullFormatter())
+    drawing.label_ends(axes, ends, gap=gap)
+
+
+def _theory(axes: Axes, fits: Sequence[Fit], axis: str) -> None:
+    """One line per exponent of theory, through the last point of the lowest line it is for."""
+    drawn: dict[float, str] = {}
+    dashes = ((1.0, 1.5), (6.0, 2.0), (6.0, 2.0, 1.0, 2.0), (3.0, 3.0))
+    for one in sorted(fits, key=lambda one: float(one.mean[-1])):
+        known = scaling.theory(axis, one.policy, one.figure)
+        if known is None or known[0] in drawn:
+            continue
+        drawn[known[0]] = f"theory: slope {known[0]:g}"
+        x = one.x[[0, -1]]
+        axes.plot(
+            x,
+            one.mean[-1] * (x / x[-1]) ** known[0],
+            color="#444444",
+            linewidth=0.9,
+            dashes=dashes[(len(drawn) - 1) % len(dashes)],
+            zorder=5,
+            label=drawn[known[0]],
+        )
+    if drawn:
+        # Curves rise from the left: this corner is free.
+        axes.legend(loc="lower right", fontsize=drawing.FONT - 1.0, frameon=False, handlelength=3)
