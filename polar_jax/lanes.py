@@ -190,7 +190,7 @@ class _Run:
         self.needs = lane_calls.Needs(
             latency=self.costs["samples_ms"].shape[1] > 0,
             reservoir=any(rule.sample == "reservoir" for rule in rules),
-            bits=any(rule.router.randomised for rule in rules),
+            bits=any(rule.router.randomised or rule.controller.randomised for rule in rules),
         )
         self.sampled = lane_calls.oracle_rounds(experiment.environment, problem.horizon)
         self.seeds_done = 0

@@ -77,7 +77,9 @@ def _empty_decisions(num_rounds: int, num_adapters: int, dtype: Any) -> Decision
     )
 
 
-def _admit(lane: Lane, state: LaneState, scores: Scores, adapter: Array) -> tuple[Any, Admission]:
+def _admit(
+    lane: Lane, state: LaneState, scores: Scores, adapter: Array, policy_bits: Array
+) -> tuple[Any, Admission]:
     admit = lane.rule.controller.admit
     if admit is None:
         nothing = jnp.zeros_like(state.resident)
@@ -92,6 +94,9 @@ def _admit(lane: Lane, state: LaneState, scores: Scores, adapter: Array) -> tupl
             paging_cost=lane.inputs.paging_cost,
             switch_cost=lane.inputs.switch_cost,
             size=lane.inputs.size,
+            policy_bits=policy_bits,
+            cache_slots=lane.inputs.cache_slots,
+            active=jnp.ones_like(state.resident),
         ),
     )
 
@@ -122,7 +127,7 @@ def step(lane: Lane, quota: Array, state: LaneState, round_: Rounds) -> tuple[La
     reward = round_.utility[adapter] + round_.noise
     if lane.binary_reward:
         reward = jnp.floor(reward)
-    controller, admission = _admit(lane, state, scores, adapter)
+    controller, admission = _admit(lane, state, scores, adapter, round_.policy_bits)
     unpaid = admission.bought | state.pending_loads
     entered = admission.resident & ~state.resident
     decision = Decisions(
@@ -204,7 +209,12 @@ def _sample_weight(lane: Lane, served: Array, dtype: Any) -> Array:
 
 
 def replan(
-    lane: Lane, state: LaneState, contexts: Array, weight: Array, amortised_rounds: Array
+    lane: Lane,
+    state: LaneState,
+    contexts: Array,
+    weight: Array,
+    amortised_rounds: Array,
+    policy_bits: Array,
 ) -> LaneState:
     """The slow timescale: chooses the set for the next rounds.
 
@@ -214,6 +224,7 @@ def replan(
       contexts: `[W, d]` sampled contexts.
       weight: `[W]` 0 where the sample is padding.
       amortised_rounds: `[]` rounds over which a load is amortised.
+      policy_bits: `[2]` uint32, of the round just served.
 
     Returns:
       The state with the new set; its loads are booked to the next round.
@@ -233,7 +244,9 @@ def replan(
         quota=jnp.zeros((), jnp.int32),
     )
     beta = lane.rule.router.score(lane.params.router, router, one).beta
-    resident = search(
+    controller, resident = search(
+        lane.params.controller,
+        state.controller,
         ReplanInputs(
             mean=mean,
             optimistic=mean + beta[None, :] * width,
@@ -243,9 +256,12 @@ def replan(
             switch_cost=lane.params.planned_switching * lane.inputs.switch_cost,
             cache_slots=lane.inputs.cache_slots,
             amortised_rounds=amortised_rounds,
-        )
+            policy_bits=policy_bits,
+            active=jnp.ones_like(state.resident),
+        ),
     )
-    return state.replace(resident=resident, pending_loads=resident & ~state.resident)
+    loads = resident & ~state.resident
+    return state.replace(controller=controller, resident=resident, pending_loads=loads)
 
 
 def run_chunk(
@@ -279,7 +295,8 @@ def run_chunk(
         weight = _sample_weight(lane, clock.first_round + stop, dtype)
         contexts = _sample(lane, state, rounds, stop)
         rounds_ahead = clock.amortised_rounds[segment].astype(dtype)
-        return replan(lane, state, contexts, weight, rounds_ahead)
+        policy_bits = rounds.policy_bits[stop - 1]
+        return replan(lane, state, contexts, weight, rounds_ahead, policy_bits)
 
     def serve_segment(
         segment: Array, carry: tuple[LaneState, Decisions, Array]

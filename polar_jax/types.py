@@ -79,6 +79,9 @@ class AdmitInputs(NamedTuple):
     paging_cost: Array  # [N]
     switch_cost: Array  # [N], cost of a load that no request has paid for
     size: Array  # [N], relative size of each adapter (1 where all are equal)
+    policy_bits: Array  # [2] uint32, the round's; see `controllers.own_key`
+    cache_slots: Array  # [] int32
+    active: Array  # [N] bool, adapters that exist; the others are padding
 
 
 class Admission(NamedTuple):
@@ -99,6 +102,8 @@ class ReplanInputs(NamedTuple):
     switch_cost: Array  # [N]
     cache_slots: Array  # [] int32
     amortised_rounds: Array  # [] float, rounds over which a load is amortised
+    policy_bits: Array  # [2] uint32, of the round just served
+    active: Array  # [N] bool, adapters that exist; the others are padding
 
 
 class Router(NamedTuple):
@@ -113,12 +118,14 @@ class Controller(NamedTuple):
     """A residency rule: what it remembers, admission on a request, replanning.
 
     `replan` is None where the set never changes at epoch boundaries, `admit` where it
-    never changes between them.
+    never changes between them. `replan` maps constants, memory and `ReplanInputs` to the
+    new memory and the `[N]` set for the next rounds.
     """
 
     init: Callable[..., Any]
     admit: Callable[[Any, Any, AdmitInputs], tuple[Any, Admission]] | None
-    replan: Callable[[ReplanInputs], Array] | None
+    replan: Callable[[Any, Any, ReplanInputs], tuple[Any, Array]] | None
+    randomised: bool = False  # whether it reads `policy_bits`
 
 
 class Rule(NamedTuple):

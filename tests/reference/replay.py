@@ -6,7 +6,7 @@ every decision is judged from the state that the engine's earlier decisions led 
 
 import numpy as np
 
-from . import admission, epochs, lanes, ridge, routing, search
+from . import epochs, eviction, lanes, ridge, routing, search
 from .admission import NO_VICTIM, AdmissionRule
 from .data import (
     Bools,
@@ -17,6 +17,7 @@ from .data import (
     ReferenceSettings,
     Replay,
 )
+from .online_submodular import SlotLearners
 from .routing import Choice
 
 
@@ -114,6 +115,12 @@ def judge_admission(
     rule.settle(t, action, hit, evicted)
 
 
+def judge_draw(replay: Replay, learners: SlotLearners, gumbel: Floats, drawn: Bools) -> None:
+    """Books how far an engine's draw `drawn` `[N]` is from the learners' own, in place."""
+    replay.worst_replan_gap = max(replay.worst_replan_gap, learners.draw(gumbel, within=drawn))
+    replay.set_mismatches += int(np.sum(drawn) != len(learners.members))
+
+
 def judge_between_replans(replay: Replay, policy: str, before: Bools, after: Bools) -> None:
     """Counts a set `[N]` that changed with no replan; experts may swap, so only in size."""
     if policy in routing.EXPERT_POLICIES:
@@ -158,8 +165,10 @@ def replay_lane(
     model = ridge.new_model(len(problem.paging_cost), context_dim, settings.ridge)
     ends = lanes.epoch_ends(policy, horizon, settings)
     owed = lanes.round_quotas(policy, horizon, problem, settings)
-    rule = admission.new_rule(policy, problem, settings, tolerance)
     start = lanes.first_set(policy, problem, oracle_set)
+    rule = eviction.new_rule(policy, rounds, problem, settings, start, tolerance)
+    submodular = policy in routing.SUBMODULAR_POLICIES
+    learners = SlotLearners(start, problem, settings, horizon) if submodular else None
     replay = Replay(0.0, 0.0, 0, 0, int(not np.array_equal(start, resident[0])))
     for t in range(horizon):
         action, now = int(actions[t]), resident[t]
@@ -176,7 +185,11 @@ def replay_lane(
             rule.observe(estimates)
             judge_admission(replay, rule, t, action, (now, after), tolerance)
         ridge.update(model, rounds.context[t], action, lanes.reward_of(rounds, t, action))
-        if after is not None and t in ends:
+        if learners is not None:
+            learners.observe(estimates.value)
+        if after is not None and t in ends and learners is not None:
+            judge_draw(replay, learners, rounds.slot_gumbel[t], after)
+        elif after is not None and t in ends:
             terms = (now, rounds, problem, settings)
             plan = epochs.replan_problem(policy, t, ends[t], model, *terms)
             judge_replan(replay, plan, after, problem.cache_slots)
