@@ -105,7 +105,9 @@ class AdaptiveReplacement:
         """ARC(c) for the request `action`, with REPLACE having demoted `evicted`."""
         del t
         if hit:
-            (self.t1 if action in self.t1 else self.t2).remove(action)
+            # In a replay of another policy's sets a resident may be in neither list.
+            for held in (self.t1, self.t2):
+                held[:] = [i for i in held if i != action]
             self.t2.append(action)
             return
         if evicted == NO_VICTIM:
