@@ -137,7 +137,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = {
     ),
     "all slots": (("polar", "polar_experts", "lru", *LITERATURE), {}, {"slots": 7, "horizon": 300}),
     "one adapter": (
-        ("polar_experts", *LITERATURE),
+        ("polar_experts", "lecar", "polar_oexp"),
         {},
         {"adapters": 1, "slots": 1, "horizon": 300},
     ),
