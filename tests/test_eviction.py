@@ -92,7 +92,7 @@ def run_engine(name: str, case: str, cost: np.ndarray | None = None) -> tuple[An
 
 def cost_of(num_adapters: int) -> np.ndarray:
     """`[N]` costs that are exact in float32, and so are their differences."""
-    return np.float32((1 + np.arange(num_adapters) % 3) / 8)
+    return ((1 + np.arange(num_adapters) % 3) / 8).astype(np.float32)
 
 
 def run_reference(name: str, case: str) -> np.ndarray:

@@ -17,8 +17,8 @@ from polar_jax.types import ReplanInputs
 
 N, K, ROUNDS, EPOCH = 6, 2, 4_000, 20
 # Two kinds of request; 3 is nearly as good as 4 on the same kind, 5 is for the other.
-KINDS = np.array([[0.0, 0.1, 0.0, 0.75, 0.8, 0.0], [0.1, 0.0, 0.0, 0.0, 0.0, 0.6]], np.float32)
-COST = np.full(N, 0.7, np.float32)
+KINDS = np.array([[0.0, 0.1, 0.0, 0.75, 0.8, 0.0], [0.1, 0.0, 0.0, 0.0, 0.0, 0.6]])
+COST = np.full(N, 0.7)
 BEST = [4, 5]
 
 
@@ -69,8 +69,8 @@ def runner() -> Any:
             state, resident = carry
 
             def serve(state: Any, kind: jax.Array) -> Any:
-                mean = jnp.asarray(KINDS)[kind]
-                request = served(resident, 0, mean, jnp.asarray(COST))
+                mean = jnp.asarray(KINDS, jnp.float32)[kind]
+                request = served(resident, 0, mean, jnp.asarray(COST, jnp.float32))
                 return online_submodular.admit(params, state, request)[0], None
 
             state, _ = jax.lax.scan(serve, state, inputs[0])
@@ -150,16 +150,20 @@ def test_savings_keep_the_proven_bound(stream):
     assert earned > floor
 
 
+def slot_gains(q: np.ndarray, cost: np.ndarray, member: np.ndarray) -> jax.Array:
+    """The engine's gains in float32, every adapter active."""
+    floats = jnp.asarray(q, jnp.float32), jnp.asarray(cost, jnp.float32)
+    return online_submodular.slot_gains(*floats, jnp.asarray(member), jnp.ones(N, bool))
+
+
 def test_gains_are_what_each_adapter_adds_to_the_slots_before():
     rng = np.random.default_rng(0)
     for _ in range(20):
-        q = np.float32(rng.uniform(-1, 1, N))
-        cost = np.float32(rng.uniform(0, 0.6, N))
+        q = rng.uniform(-1, 1, N)
+        cost = rng.uniform(0, 0.6, N)
         members = rng.permutation(N)[:3].tolist()
         member = np.array(members + [-1] * (N - 3), np.int32)
-        gains = np.asarray(
-            online_submodular.slot_gains(*map(jnp.asarray, (q, cost, member)), jnp.ones(N, bool))
-        )
+        gains = np.asarray(slot_gains(q, cost, member))
         for k in range(N):
             for i in range(N):
                 before = savings(members[:k], q, cost)
@@ -209,7 +213,9 @@ def test_draws_follow_the_hedge_distribution(tilt, consistent):
 @pytest.mark.parametrize("cost", [0.0, 1e-42, 1e-8, 1e30])
 def test_any_cost_gives_finite_weights_and_free_page_ins_teach_nothing(cost):
     state = start_of(online_submodular.online_submodular(), jnp.arange(N) < K)
-    request = served(jnp.arange(N) < K, 0, jnp.asarray(KINDS[0]), jnp.full(N, cost, jnp.float32))
+    request = served(
+        jnp.arange(N) < K, 0, jnp.asarray(KINDS[0], jnp.float32), jnp.full(N, cost, jnp.float32)
+    )
     after, admission = online_submodular.admit(params_of(0.1), state, request)
     assert np.isfinite(after.log_weight).all()
     assert admission.resident.tolist() == request.resident.tolist()
@@ -234,7 +240,9 @@ def test_learning_and_drawing_keep_shapes_and_strong_types():
     controller = online_submodular.online_submodular()
     assert controller.randomised
     state = start_of(controller, jnp.arange(N) < K)
-    request = served(jnp.arange(N) < K, 0, jnp.asarray(KINDS[0]), jnp.asarray(COST))
+    request = served(
+        jnp.arange(N) < K, 0, jnp.asarray(KINDS[0], jnp.float32), jnp.asarray(COST, jnp.float32)
+    )
     learnt, admission = online_submodular.admit(params_of(0.1), state, request)
     plan = plan_of(request.resident, K, jnp.asarray(words(1)[0]))
     drawn, members = online_submodular.replan(params_of(0.1), learnt, plan)

@@ -66,6 +66,18 @@ def epoch_ends(policy: str, horizon: int, settings: ReferenceSettings) -> dict[i
     return {}
 
 
+def new_learners(
+    policy: str,
+    resident: Bools,
+    problem: ReferenceProblem,
+    settings: ReferenceSettings,
+    horizon: int,
+) -> SlotLearners | None:
+    """The learners of a submodular policy that starts from `resident` `[N]`, None for others."""
+    submodular = policy in routing.SUBMODULAR_POLICIES
+    return SlotLearners(resident, problem, settings, horizon) if submodular else None
+
+
 def empty_lane(horizon: int, resident: Bools, model: ridge.RidgeModel) -> ReferenceLane:
     """A record of `horizon` rounds, still to be filled; shares the statistics of `model`."""
     return ReferenceLane(
@@ -103,11 +115,7 @@ class Cache:
         self.resident = resident  # [N], changed in place
         self.ends = epoch_ends(policy, len(rounds.context), settings)
         self.rule = eviction.new_rule(policy, rounds, problem, settings, resident)
-        self.learners = (
-            SlotLearners(resident, problem, settings, len(rounds.context))
-            if policy in routing.SUBMODULAR_POLICIES
-            else None
-        )
+        self.learners = new_learners(policy, resident, problem, settings, len(rounds.context))
         self.experts = (
             ExpertController(resident, problem, settings)
             if policy in routing.EXPERT_POLICIES

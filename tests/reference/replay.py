@@ -89,6 +89,7 @@ def judge_replan(replay: Replay, plan: epochs.Replan, planned: Bools, cache_slot
 def judge_admission(
     replay: Replay,
     rule: AdmissionRule,
+    estimates: ridge.Estimates,
     t: int,
     action: int,
     sets: tuple[Bools, Bools],
@@ -98,12 +99,14 @@ def judge_admission(
 
     Args:
       replay: the record, changed in place.
-      rule: the admission rule; it has observed the request.
+      rule: the admission rule.
+      estimates: of the request, before its update.
       t: the round.
       action: the engine's choice.
       sets: the engine's sets `[N]` before and after.
       tolerance: for priorities.
     """
+    rule.observe(estimates)
     before, after = sets
     hit = bool(before[action])
     out, into = np.flatnonzero(before & ~after), np.flatnonzero(after & ~before)
@@ -144,8 +147,7 @@ def replay_lane(
 ) -> Replay:
     """Drives the reference with an engine's decisions and judges each of them.
 
-    The set after the last round is not judged: `resident` does not hold it. The sets of the
-    expert policies are only checked for their size.
+    The set after the last round is not judged, and expert policies' sets for their size alone.
 
     Args:
       policy: one of `routing.POLICIES`.
@@ -153,8 +155,8 @@ def replay_lane(
       problem: costs and slots.
       settings: constants.
       actions: `[T]` the engine's choices.
-      forced: `[T]` the engine's forcing flags.
-      resident: `[T, N]` the engine's sets while each request was served.
+      forced: `[T]` its forcing flags.
+      resident: `[T, N]` its sets while each request was served.
       oracle_set: `[N]`, for `oracle_cache` and `oracle`.
       tolerance: how far from the best a score may be, in units of utility.
 
@@ -167,32 +169,27 @@ def replay_lane(
     owed = lanes.round_quotas(policy, horizon, problem, settings)
     start = lanes.first_set(policy, problem, oracle_set)
     rule = eviction.new_rule(policy, rounds, problem, settings, start, tolerance)
-    submodular = policy in routing.SUBMODULAR_POLICIES
-    learners = SlotLearners(start, problem, settings, horizon) if submodular else None
+    learners = lanes.new_learners(policy, start, problem, settings, horizon)
     replay = Replay(0.0, 0.0, 0, 0, int(not np.array_equal(start, resident[0])))
     for t in range(horizon):
         action, now = int(actions[t]), resident[t]
         after = resident[t + 1] if t + 1 < horizon else None
         estimates = ridge.estimate(model, rounds.context[t], settings)
-        choice, flag_follows = forced_reading(
-            policy, estimates, owed[t], settings, bool(forced[t]), tolerance
-        )
+        read = estimates, owed[t], settings, bool(forced[t]), tolerance
+        choice, flag_follows = forced_reading(policy, *read)
         replay.wrong_forced += not flag_follows
-        if choice is None:
-            choice = routing.router_choice(policy, t, estimates, now, rounds, problem, settings)
-        judge_choice(replay, choice, action, tolerance)
+        routed = policy, t, estimates, now, rounds, problem, settings
+        judge_choice(replay, choice or routing.router_choice(*routed), action, tolerance)
         if rule is not None and after is not None:
-            rule.observe(estimates)
-            judge_admission(replay, rule, t, action, (now, after), tolerance)
+            judge_admission(replay, rule, estimates, t, action, (now, after), tolerance)
         ridge.update(model, rounds.context[t], action, lanes.reward_of(rounds, t, action))
         if learners is not None:
             learners.observe(estimates.value)
         if after is not None and t in ends and learners is not None:
             judge_draw(replay, learners, rounds.slot_gumbel[t], after)
         elif after is not None and t in ends:
-            terms = (now, rounds, problem, settings)
-            plan = epochs.replan_problem(policy, t, ends[t], model, *terms)
-            judge_replan(replay, plan, after, problem.cache_slots)
+            terms = policy, t, ends[t], model, now, rounds, problem, settings
+            judge_replan(replay, epochs.replan_problem(*terms), after, problem.cache_slots)
         elif after is not None and rule is None:
             judge_between_replans(replay, policy, now, after)
     return replay
