@@ -29,6 +29,11 @@ POLICIES = (
     "lru",
     "lfu",
     "gdsf",
+    "landlord",
+    "arc",
+    "lecar",
+    "fastlibra",
+    "polar_oexp",
     "static",
     "no_cache",
     "full_cache",
@@ -73,9 +78,9 @@ class RunConfig:
         need 2 or more.
       seed: base of all random numbers, a whole number in [0, 2^31 - 1].
       policies: policies to run, separated by commas or spaces, or "all". There are polar,
-        polar_plus, polar_admit, polar_experts, lru, lfu, gdsf, static, no_cache,
-        full_cache, oracle_cache, oracle, cost_blind, no_forced, polar_plus_no_forced,
-        epsilon_greedy, lin_ts and random.
+        polar_plus, polar_admit, polar_experts, polar_oexp, lru, lfu, gdsf, landlord, arc,
+        lecar, fastlibra, static, no_cache, full_cache, oracle_cache, oracle, cost_blind,
+        no_forced, polar_plus_no_forced, epsilon_greedy, lin_ts and random.
       environment: stream of requests: clustered, isotropic, sticky, drifting, rotating or
         bernoulli.
       clusters: clusters of contexts, at least 1.

@@ -6,14 +6,16 @@ the next one, `replan` (see `replanning.py`) changes it at epoch boundaries. POL
 controller has a file of its own, `experts.py`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from polar_jax.types import Admission, AdmitInputs, Controller, Scores
+from polar_jax.types import Admission, AdmitInputs, Controller, ReplanInputs, Scores
 
 
 class AdmissionParams(flax.struct.PyTreeNode):
@@ -80,6 +82,23 @@ def admit_on_miss(inputs: AdmitInputs, priority: Array, worthy: Array | bool = T
     missed = ~inputs.resident[inputs.adapter]
     resident = swap(inputs.resident, inputs.adapter, outgoing, missed & any_resident & worthy)
     return Admission(resident=resident, bought=jnp.zeros_like(inputs.resident))
+
+
+# Beyond every adapter's index, which is what a router's draws from the same bits count by.
+_CONTROLLER_STREAM = 0x504F4C41
+
+
+def own_key(policy_bits: Array) -> Array:
+    """Key of a controller's random numbers in one round.
+
+    Routers use the bits as they are, or as a key; folding a stream number in makes the
+    controller's numbers independent of theirs, so that any two may be combined.
+
+    Args:
+      policy_bits: `[2]` uint32 of the round.
+    """
+    key = jax.random.wrap_key_data(policy_bits, impl="threefry2x32")
+    return jax.random.fold_in(key, _CONTROLLER_STREAM)
 
 
 def _no_memory(**sizes: Any) -> tuple[()]:
@@ -189,6 +208,17 @@ def residency_value() -> Controller:
     return Controller(init=_init_values, admit=_admit_value, replan=None)
 
 
-def epoch(replan: Callable[..., Array]) -> Controller:
-    """Changes the set at epoch boundaries only, by `replan` (POLAR and POLAR+)."""
-    return Controller(init=_no_memory, admit=None, replan=replan)
+@functools.cache
+def epoch(replan: Callable[[ReplanInputs], Array]) -> Controller:
+    """Changes the set at epoch boundaries only, by `replan` (POLAR and POLAR+).
+
+    Args:
+      replan: `[N]` set from `ReplanInputs`; equal functions give the same controller, so that
+        their policies share a compiled program.
+    """
+
+    def planned(params: Any, state: Any, inputs: ReplanInputs) -> tuple[Any, Array]:
+        del params
+        return state, replan(inputs)
+
+    return Controller(init=_no_memory, admit=None, replan=planned)

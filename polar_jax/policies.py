@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polar_jax import checks, controllers, epochs, experts, replanning, routers
+from polar_jax import (
+    checks,
+    controllers,
+    epochs,
+    eviction,
+    experts,
+    online_submodular,
+    replanning,
+    routers,
+)
 from polar_jax.types import Controller, PolicyParams, Router, Rule
 
 
@@ -44,6 +53,10 @@ class Settings:
       score_half_life: half-life of POLAR-E's scores of the experts, requests.
       epsilon: probability of a uniform choice of `epsilon_greedy`.
       thompson_scale: scale of `lin_ts`; None is `alpha`.
+      use_half_life: half-life of `fastlibra`'s use probabilities, requests.
+      lecar_learning_rate: of `lecar`'s two weights.
+      lecar_discount: how much a regret `K` requests after the eviction counts, in (0, 1].
+      hedge_scale: factor of `polar_oexp`'s rate; 1 is the proven one.
     """
 
     alpha: float = 0.5
@@ -69,15 +82,22 @@ class Settings:
     score_half_life: float = 500.0
     epsilon: float = 0.05
     thompson_scale: float | None = None
+    use_half_life: float = 100.0
+    lecar_learning_rate: float = 0.45
+    lecar_discount: float = 0.005
+    hedge_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for label in ("alpha", "sigma", "theta_bound", "quota_scale", "experts_quota_scale"):
             checks.finite_at_least(label, getattr(self, label), 0.0)
         checks.between("ridge", self.ridge, checks.MIN_RIDGE, math.inf)
-        for label in ("value_half_life", "score_half_life", "amortised_epochs"):
+        for label in ("value_half_life", "score_half_life", "amortised_epochs", "use_half_life"):
             checks.finite_at_least(label, getattr(self, label), 0.0, above=True)
-        for label in ("margin", "value_beta_ratio", "value_beta_max"):
+        for label in ("margin", "value_beta_ratio", "value_beta_max", "hedge_scale"):
             checks.finite_at_least(label, getattr(self, label), 0.0)
+        checks.finite_at_least("lecar_learning_rate", self.lecar_learning_rate, 0.0)
+        checks.finite_at_least("lecar_discount", self.lecar_discount, 0.0, above=True)
+        checks.between("lecar_discount", self.lecar_discount, 0.0, 1.0)
         if self.thompson_scale is not None:
             checks.finite_at_least("thompson_scale", self.thompson_scale, 0.0)
         checks.finite_at_least("delta", self.delta, 0.0, above=True)
@@ -192,14 +212,37 @@ def _replanner(search: str, *, optimistic: bool) -> Controller:
     return controllers.epoch(replanning.replanner(search, optimistic=optimistic))
 
 
+def _fixed_epoch(problem: Problem, settings: Settings) -> int:
+    return settings.epoch_length or math.ceil(math.sqrt(problem.horizon))
+
+
 def polar(problem: Problem, settings: Settings, *, name: str = "polar") -> Policy:
     """POLAR (arXiv:2604.16583): cache-aware LinUCB and greedy replans on fixed epochs."""
-    length = settings.epoch_length or math.ceil(math.sqrt(problem.horizon))
     return _compose(
         name,
         problem,
         settings,
         controller=_replanner(settings.search, optimistic=True),
+        ends=epochs.fixed_epoch_ends(problem.horizon, _fixed_epoch(problem, settings)),
+    )
+
+
+def polar_oexp(problem: Problem, settings: Settings, *, name: str = "polar_oexp") -> Policy:
+    """Online submodular maximisation (Streeter and Golovin 2008) on POLAR's fixed epochs."""
+    length = _fixed_epoch(problem, settings)
+    rate = online_submodular.hedge_rate(
+        problem.num_adapters, problem.cache_slots, problem.horizon, length
+    )
+    return _compose(
+        name,
+        problem,
+        settings,
+        controller=online_submodular.online_submodular(),
+        controller_params=online_submodular.OnlineParams(
+            rate=settings.hedge_scale * rate,
+            beta_ratio=settings.value_beta_ratio,
+            beta_max=settings.value_beta_max,
+        ),
         ends=epochs.fixed_epoch_ends(problem.horizon, length),
     )
 
@@ -264,9 +307,38 @@ def polar_experts(
     )
 
 
-def reactive(problem: Problem, settings: Settings, *, name: str, controller: Controller) -> Policy:
-    """A cache that reacts to misses (LRU, LFU, GDSF) under cache-aware LinUCB."""
-    return _compose(name, problem, settings, controller=controller)
+def reactive(
+    problem: Problem,
+    settings: Settings,
+    *,
+    name: str,
+    controller: Controller,
+    controller_params: Any = (),
+) -> Policy:
+    """A cache that reacts to misses (LRU, ARC, Landlord, ...) under cache-aware LinUCB."""
+    return _compose(
+        name, problem, settings, controller=controller, controller_params=controller_params
+    )
+
+
+def _lecar(problem: Problem, settings: Settings) -> Policy:
+    params = eviction.LecarParams(
+        learning_rate=settings.lecar_learning_rate, discount=settings.lecar_discount
+    )
+    return reactive(
+        problem, settings, name="lecar", controller=eviction.lecar(), controller_params=params
+    )
+
+
+def _fastlibra(problem: Problem, settings: Settings) -> Policy:
+    params = eviction.FastLibraParams(decay=_decay(settings.use_half_life))
+    return reactive(
+        problem,
+        settings,
+        name="fastlibra",
+        controller=eviction.fastlibra(),
+        controller_params=params,
+    )
 
 
 def held(
@@ -289,6 +361,11 @@ _BUILDERS: dict[str, Callable[[Problem, Settings], Policy]] = {
     "lru": lambda p, s: reactive(p, s, name="lru", controller=controllers.lru()),
     "lfu": lambda p, s: reactive(p, s, name="lfu", controller=controllers.lfu()),
     "gdsf": lambda p, s: reactive(p, s, name="gdsf", controller=controllers.gdsf()),
+    "landlord": lambda p, s: reactive(p, s, name="landlord", controller=eviction.landlord()),
+    "arc": lambda p, s: reactive(p, s, name="arc", controller=eviction.arc()),
+    "lecar": _lecar,
+    "fastlibra": _fastlibra,
+    "polar_oexp": polar_oexp,
     "static": lambda p, s: held(p, s, name="static", first_set="first"),
     "no_cache": lambda p, s: held(p, s, name="no_cache", first_set="none"),
     "full_cache": lambda p, s: held(p, s, name="full_cache", first_set="all"),

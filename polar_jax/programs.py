@@ -261,7 +261,7 @@ class Family:
                 lane_calls.advance, policy, env, self._keep, lanes=5, shared=2, donate=True
             )
             args = (state, fixed.inputs, chosen, rounds, data, clock, inputs.subsets)
-            programs.append(Program("start", rule, start, start_args, quick))
+            programs.append(Program("start", (policy.rule, shape, mesh), start, start_args, quick))
             programs.append(Program("advance", (self._keep, *rule), advance, args))
         return programs
 

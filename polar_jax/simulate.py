@@ -212,7 +212,12 @@ def _sample_weight(lane: Lane, served: Array, dtype: Any) -> Array:
 
 
 def replan(
-    lane: Lane, state: LaneState, contexts: Array, weight: Array, amortised_rounds: Array
+    lane: Lane,
+    state: LaneState,
+    contexts: Array,
+    weight: Array,
+    amortised_rounds: Array,
+    policy_bits: Array,
 ) -> LaneState:
     """The slow timescale: chooses the set for the next rounds.
 
@@ -222,6 +227,7 @@ def replan(
       contexts: `[W, d]` sampled contexts.
       weight: `[W]` 0 where the sample is padding.
       amortised_rounds: `[]` rounds over which a load is amortised.
+      policy_bits: `[2]` uint32, of the round just served.
 
     Returns:
       The state with the new set; its loads are booked to the next round.
@@ -244,7 +250,9 @@ def replan(
         num_features=lane.inputs.num_features,
     )
     beta = lane.rule.router.score(lane.params.router, router, one).beta
-    resident = search(
+    controller, resident = search(
+        lane.params.controller,
+        state.controller,
         ReplanInputs(
             mean=mean,
             optimistic=mean + beta[None, :] * width,
@@ -254,11 +262,13 @@ def replan(
             switch_cost=lane.params.planned_switching * lane.inputs.switch_cost,
             cache_slots=lane.inputs.cache_slots,
             amortised_rounds=amortised_rounds,
+            policy_bits=policy_bits,
             active=lane.inputs.active,
             subsets=lane.subsets,
-        )
+        ),
     )
-    return state.replace(resident=resident, pending_loads=resident & ~state.resident)
+    loads = resident & ~state.resident
+    return state.replace(controller=controller, resident=resident, pending_loads=loads)
 
 
 def run_chunk(
@@ -292,7 +302,8 @@ def run_chunk(
         weight = _sample_weight(lane, clock.first_round + stop, dtype)
         contexts = _sample(lane, state, rounds, stop)
         rounds_ahead = clock.amortised_rounds[segment].astype(dtype)
-        return replan(lane, state, contexts, weight, rounds_ahead)
+        policy_bits = rounds.policy_bits[stop - 1]
+        return replan(lane, state, contexts, weight, rounds_ahead, policy_bits)
 
     def serve_segment(
         segment: Array, carry: tuple[LaneState, Decisions, Array]

@@ -190,19 +190,22 @@ def _report_if_whole(out: pathlib.Path) -> list[pathlib.Path]:
 
 def _write_report(out: pathlib.Path) -> list[pathlib.Path]:
     from polar_jax import sweep
-    from polar_jax.sweep import report, status, store
+    from polar_jax.sweep import report, status, store, words
 
     folder = store.open_existing(out)
     found = status.read(out)
     if not found["done"]:
         raise ValueError(f"{str(out)!r} has no finished shard yet, so there is nothing to report.")
-    facts = {
+    facts: words.Facts = {
         "seconds": found["seconds"],
         "decisions": found["decisions"],
         "shards_done": found["done"],
-        "shards": found["shards"],
-        "mixed": [f"{name}: {', '.join(values)}" for name, values in folder.mixed().items()],
-        "failures": found["errors"],
+        "shards_total": found["shards"],
+        "mixed": [
+            f"Shards differ in {name}: {', '.join(values)}."
+            for name, values in folder.mixed().items()
+        ],
+        "failures": [f"Shard {index}: {error}" for index, error in found["errors"].items()],
     }
     return report.write(out, sweep.load(out), folder.manifest, facts)
 

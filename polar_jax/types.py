@@ -83,7 +83,7 @@ class AdmitInputs(NamedTuple):
     size: Array  # [N], relative size of each adapter (1 where all are equal)
     active: Array  # [N] bool, False for adapters that only fill up a shape
     cache_slots: Array  # [] int32
-    policy_bits: Array  # [2] uint32, for controllers that randomise
+    policy_bits: Array  # [2] uint32, the round's; see `controllers.own_key`
 
 
 class Admission(NamedTuple):
@@ -104,6 +104,7 @@ class ReplanInputs(NamedTuple):
     switch_cost: Array  # [N]
     cache_slots: Array  # [] int32
     amortised_rounds: Array  # [] float, rounds over which a load is amortised
+    policy_bits: Array  # [2] uint32, of the round just served
     active: Array  # [N] bool, False for adapters that only fill up a shape
     subsets: Any  # cache_search.SubsetTable, shared by all lanes
 
@@ -120,12 +121,13 @@ class Controller(NamedTuple):
     """A residency rule: what it remembers, admission on a request, replanning.
 
     `replan` is None where the set never changes at epoch boundaries, `admit` where it
-    never changes between them.
+    never changes between them. `replan` maps constants, memory and `ReplanInputs` to the
+    new memory and the `[N]` set for the next rounds.
     """
 
     init: Callable[..., Any]
     admit: Callable[[Any, Any, AdmitInputs], tuple[Any, Admission]] | None
-    replan: Callable[[ReplanInputs], Array] | None
+    replan: Callable[[Any, Any, ReplanInputs], tuple[Any, Array]] | None
     randomised: bool = False  # whether it reads `policy_bits`
 
 

@@ -5,10 +5,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from reference import ReferenceLane, ReferenceProblem, ReferenceRounds, ReferenceSettings
 
-from polar_jax import environments, lanes, policies, routers
+from polar_jax import (
+    controllers,
+    environments,
+    lanes,
+    online_submodular,
+    policies,
+    routers,
+)
+from polar_jax.types import AdmitInputs, Controller, Scores
 
 
 def make_experiment(
@@ -23,6 +32,7 @@ def make_experiment(
     settings: policies.Settings | None = None,
     dtype: Any = np.float32,
     made: Sequence[policies.Policy] | None = None,
+    costs: lanes.Costs | None = None,
     **constants: float,
 ) -> lanes.Experiment:
     """An experiment on a small problem; `made` policies take the place of `names`."""
@@ -34,7 +44,7 @@ def make_experiment(
         environment_params=environments.environment_params(
             env, horizon=horizon, **{"period": 500, **constants}
         ),
-        costs=lanes.Costs(),
+        costs=costs or lanes.Costs(),
         policies=made
         or [policies.policy(name, **sizes._asdict(), settings=settings) for name in names or ()],
         seeds=seeds,
@@ -73,7 +83,28 @@ def thompson_normals(bits: np.ndarray, num_adapters: int) -> np.ndarray:
     def normals(one: jax.Array) -> jax.Array:
         return routers.thompson_normal(one, num_adapters=num_adapters)
 
-    return np.asarray(jax.vmap(normals)(jax.numpy.asarray(bits)))
+    return np.asarray(jax.vmap(normals)(jnp.asarray(bits)))
+
+
+def expert_uniforms(bits: np.ndarray) -> np.ndarray:
+    """`[T]` numbers of LeCaR's lots from the `[T, 2]` bits."""
+
+    def uniform(one: jax.Array) -> jax.Array:
+        drawn = jax.random.bits(controllers.own_key(one), (), jnp.uint32)
+        return routers.uniform_from_bits(drawn)
+
+    return np.asarray(jax.vmap(uniform)(jnp.asarray(bits)))
+
+
+def slot_gumbels(bits: np.ndarray, num_adapters: int) -> np.ndarray:
+    """`[T, N, N]` Gumbel numbers of the slots' draws from the `[T, 2]` bits."""
+
+    def gumbels(one: jax.Array, slot: jax.Array) -> jax.Array:
+        return online_submodular.slot_noise(one, slot, num_adapters=num_adapters)
+
+    slots = jnp.arange(num_adapters, dtype=jnp.int32)
+    by_slot = jax.vmap(gumbels, in_axes=(None, 0))
+    return np.asarray(jax.vmap(by_slot, in_axes=(0, None))(jnp.asarray(bits), slots))
 
 
 def reference_rounds(
@@ -90,6 +121,8 @@ def reference_rounds(
         policy_bits=one.policy_bits,
         thompson_normal=thompson_normals(one.policy_bits, experiment.problem.num_adapters),
         reservoir_slot=one.reservoir_slot,
+        expert_uniform=expert_uniforms(one.policy_bits),
+        slot_gumbel=slot_gumbels(one.policy_bits, experiment.problem.num_adapters),
     )
 
 
@@ -131,7 +164,52 @@ def reference_settings(settings: policies.Settings | None) -> ReferenceSettings:
         switching_term=own.switching_term,
         use_reservoir=own.sample == "reservoir",
         solver_plus=own.search_plus,
+        use_half_life=own.use_half_life,
+        lecar_learning_rate=own.lecar_learning_rate,
+        lecar_discount=own.lecar_discount,
+        hedge_scale=own.hedge_scale,
     )
+
+
+def scores_of(mean: jax.Array, width: jax.Array | float = 0.0) -> Scores:
+    """Scores as a router gives them; directions are not read by controllers."""
+    width = jnp.broadcast_to(jnp.asarray(width, jnp.float32), mean.shape)
+    beta = jnp.full_like(mean, 0.5)
+    return Scores(
+        mean=mean,
+        width=width,
+        beta=beta,
+        index=mean + beta * width,
+        direction=jnp.zeros((*mean.shape, 1), jnp.float32),
+    )
+
+
+def served(
+    resident: jax.Array,
+    adapter: int | jax.Array,
+    mean: jax.Array,
+    cost: jax.Array,
+    width: jax.Array | float = 0.0,
+    *,
+    bits: jax.Array | None = None,
+) -> AdmitInputs:
+    """A request that `adapter` has served; loads cost what page-ins do, the set is full."""
+    return AdmitInputs(
+        scores=scores_of(mean, width),
+        adapter=jnp.asarray(adapter, jnp.int32),
+        resident=resident,
+        paging_cost=cost,
+        switch_cost=cost,
+        size=jnp.ones_like(cost),
+        policy_bits=jnp.zeros((2,), jnp.uint32) if bits is None else bits,
+        cache_slots=jnp.sum(resident, dtype=jnp.int32),
+        active=jnp.ones_like(resident),
+    )
+
+
+def start_of(controller: Controller, resident: jax.Array) -> Any:
+    """What a controller remembers before the first request."""
+    return controller.init(num_adapters=resident.shape[0], resident=resident, dtype=jnp.float32)
 
 
 def engine_lane(

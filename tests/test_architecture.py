@@ -17,7 +17,10 @@ LAYERS = {
     0: ("types", "checks"),
     1: ("linalg", "epochs", "cache_value"),
     2: ("cache_search", "environments", "paging"),
-    3: ("routers", "controllers", "experts", "replanning", "oracles", "metrics"),
+    3: (
+        *("routers", "controllers", "eviction", "experts", "online_submodular"),
+        *("replanning", "oracles", "metrics"),
+    ),
     4: ("policies",),
     5: ("simulate",),
     6: ("lane_calls", "lanes", "programs", "results"),

@@ -8,15 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import served, start_of
 
-from polar_jax import controllers, experts, replanning
-from polar_jax.types import Admission, AdmitInputs, Controller, ReplanInputs, Scores
+from polar_jax import controllers, eviction, experts, replanning
+from polar_jax.types import Admission, AdmitInputs, Controller, ReplanInputs
 
 N, ROUNDS = 6, 200
 ADMITTING: dict[str, tuple[Controller, Any]] = {
     "lru": (controllers.lru(), ()),
     "lfu": (controllers.lfu(), ()),
     "gdsf": (controllers.gdsf(), ()),
+    "landlord": (eviction.landlord(), ()),
+    "arc": (eviction.arc(), ()),
+    "lecar": (
+        eviction.lecar(),
+        eviction.LecarParams(learning_rate=jnp.float32(0.45), discount=jnp.float32(0.005)),
+    ),
+    "fastlibra": (eviction.fastlibra(), eviction.FastLibraParams(decay=jnp.float32(0.99))),
     "residency value": (controllers.residency_value(), controllers.AdmissionParams(decay=0.99)),
     "experts": (
         experts.experts(num_values=3),
@@ -31,45 +39,6 @@ ADMITTING: dict[str, tuple[Controller, Any]] = {
 SEARCHES = ("exact", *replanning.SEARCHES)
 
 
-def scores_of(mean: jax.Array, width: jax.Array | float = 0.0) -> Scores:
-    """Scores as a router gives them; directions are not read by controllers."""
-    width = jnp.broadcast_to(jnp.asarray(width, jnp.float32), mean.shape)
-    beta = jnp.full_like(mean, 0.5)
-    return Scores(
-        mean=mean,
-        width=width,
-        beta=beta,
-        index=mean + beta * width,
-        direction=jnp.zeros((*mean.shape, 1), jnp.float32),
-    )
-
-
-def served(
-    resident: jax.Array,
-    adapter: int | jax.Array,
-    mean: jax.Array,
-    cost: jax.Array,
-    width: jax.Array | float = 0.0,
-) -> AdmitInputs:
-    """A request that `adapter` has served; loads cost what page-ins do."""
-    return AdmitInputs(
-        scores=scores_of(mean, width),
-        adapter=jnp.asarray(adapter, jnp.int32),
-        resident=resident,
-        paging_cost=cost,
-        switch_cost=cost,
-        size=jnp.ones_like(cost),
-        active=jnp.ones(cost.shape, bool),
-        cache_slots=jnp.sum(resident, dtype=jnp.int32),
-        policy_bits=jnp.zeros(2, jnp.uint32),
-    )
-
-
-def start_of(controller: Controller, resident: jax.Array) -> Any:
-    """What a controller remembers before the first request."""
-    return controller.init(num_adapters=resident.shape[0], resident=resident, dtype=jnp.float32)
-
-
 @functools.cache
 def random_run(name: str) -> Any:
     """A jitted run over random requests from any first set; returns every set."""
@@ -78,16 +47,18 @@ def random_run(name: str) -> Any:
     assert admit is not None
 
     def run(resident: jax.Array, means: jax.Array, adapters: jax.Array, cost: jax.Array) -> Any:
-        def body(carry: Any, request: tuple[jax.Array, jax.Array]) -> Any:
+        bits = jax.random.bits(jax.random.key(1), (len(adapters), 2), jnp.uint32)
+
+        def body(carry: Any, request: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
             state, resident = carry
-            mean, adapter = request
+            mean, adapter, bits = request
             state, admission = admit(
-                params, state, served(resident, adapter, mean, cost, jnp.abs(mean))
+                params, state, served(resident, adapter, mean, cost, jnp.abs(mean), bits=bits)
             )
             return (state, admission.resident), admission
 
         start = start_of(controller, resident), resident
-        return jax.lax.scan(body, start, (means, adapters))
+        return jax.lax.scan(body, start, (means, adapters, bits))
 
     return jax.jit(run)
 
@@ -167,6 +138,7 @@ def test_replan_contract(search, slots):
         switch_cost=jnp.full(N, 0.4, jnp.float32),
         cache_slots=jnp.int32(slots),
         amortised_rounds=jnp.float32(100),
+        policy_bits=jnp.zeros(2, jnp.uint32),
         active=jnp.ones(N, bool),
         subsets=replanning.controller_subsets(N, slots, N),
     )
@@ -186,6 +158,7 @@ def test_only_what_is_asked_for_drives_a_replan():
         switch_cost=jnp.zeros(2, jnp.float32),
         cache_slots=jnp.int32(1),
         amortised_rounds=jnp.float32(1),
+        policy_bits=jnp.zeros(2, jnp.uint32),
         active=jnp.ones(2, bool),
         subsets=replanning.controller_subsets(2, 1, 2),
     )

@@ -37,12 +37,11 @@ def five_hundred(policy: str, horizon: int) -> str:
             )
         )
     names = ("adapters", "slots", "context_dim", "alpha", "price_per_ms")
-    columns = (
-        f"{name} = {list(column)}" for name, column in zip(names, zip(*sorted(rows), strict=True))
-    )
+    columns = dict(zip(names, zip(*sorted(rows), strict=True), strict=True))
+    lists = (f"{name} = {list(values)}" for name, values in columns.items())
     return (
         f'[fixed]\nseeds = 64\nhorizon = {horizon}\npolicies = ["{policy}"]\n[[zip]]\n'
-        + "\n".join(columns)
+        + "\n".join(lists)
     )
 
 
@@ -141,14 +140,15 @@ def test_only_anytime_policies_on_endless_streams_are_read_off_longer_runs():
 
 
 def test_a_policy_that_knows_its_horizon_does_not_begin_like_a_longer_one():
-    sizes = {"num_adapters": 6, "cache_slots": 2, "context_dim": 3}
+    sizes: dict[str, Any] = {"num_adapters": 6, "cache_slots": 2, "context_dim": 3}
     for name, expected in (("polar_experts", True), ("lfu", True), ("polar", False)):
         long, short = (policies.policy(name, **sizes, horizon=T) for T in (9_000, 1_000))
         assert plan.begins_like(long, short) is expected
 
 
 def test_shards_are_about_as_long_as_they_should_be_and_cover_everything_once():
-    text = "[fixed]\nseeds = 200\npolicies = ['lru', 'polar']\n[axes]\nhorizon = [1000, 100000]\nslots = [1, 2, 3]"
+    text = "[fixed]\nseeds = 200\npolicies = ['lru', 'polar']\n"
+    text += "[axes]\nhorizon = [1000, 100000]\nslots = [1, 2, 3]"
     made = planned(text, shard_seconds=5.0)
     assert len(made.shards) > 5
     assert [shard.index for shard in made.shards] == list(range(len(made.shards)))

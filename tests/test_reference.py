@@ -39,6 +39,8 @@ def stream(utility, *, context=None, noise=0.0, binary=False, seed=0):
         policy_bits=rng.integers(0, 2**32, (horizon, 2), dtype=np.uint32),
         thompson_normal=rng.standard_normal((horizon, num_adapters)),
         reservoir_slot=np.arange(horizon) % 512,
+        expert_uniform=rng.random(horizon),
+        slot_gumbel=rng.gumbel(size=(horizon, num_adapters, num_adapters)),
     )
 
 
@@ -286,6 +288,12 @@ def test_replay_accepts_a_run_with_float32_rounding(policy):
         ("no_forced", "polar_experts", "wrong_forced"),
         ("static", "polar", "worst_replan_gap"),
         ("polar_plus", "polar_admit", "set_mismatches"),
+        ("lfu", "landlord", "set_mismatches"),
+        ("lfu", "arc", "set_mismatches"),
+        ("lru", "lecar", "set_mismatches"),
+        ("lru", "fastlibra", "set_mismatches"),
+        ("polar", "polar_oexp", "worst_replan_gap"),
+        ("static", "polar_oexp", "worst_replan_gap"),
         ("cost_blind", "no_forced", "worst_action_gap"),
         ("random", "lin_ts", "worst_action_gap"),
     ],

@@ -103,6 +103,7 @@ def test_the_comparison_exercises_forcing_replans_and_bought_loads():
     assert case.engine("lru", 0).loads.sum() > 20
 
 
+LITERATURE = ("landlord", "arc", "lecar", "fastlibra", "polar_oexp")
 VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = {
     "theory schedule": (("polar", "polar_experts"), {"beta": "theory", "sigma": 0.3}, {}),
     "reservoir and local search": (
@@ -129,10 +130,31 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = {
         },
         {},
     ),
-    "no slots": (("polar", "polar_plus", "polar_admit", "polar_experts", "gdsf"), {}, {"slots": 0}),
-    "all slots": (("polar", "polar_experts", "lru"), {}, {"slots": 7}),
-    "one adapter": (("polar_experts",), {}, {"adapters": 1, "slots": 1, "horizon": 300}),
-    "one round": (("polar", "polar_plus", "polar_experts", "lru"), {}, {"horizon": 1}),
+    "no slots": (
+        ("polar", "polar_plus", "polar_admit", "polar_experts", "gdsf", *LITERATURE),
+        {},
+        {"slots": 0, "horizon": 300},
+    ),
+    "all slots": (("polar", "polar_experts", "lru", *LITERATURE), {}, {"slots": 7, "horizon": 300}),
+    "one adapter": (
+        ("polar_experts", "lecar", "polar_oexp"),
+        {},
+        {"adapters": 1, "slots": 1, "horizon": 300},
+    ),
+    "one round": (("polar", "polar_plus", "polar_experts", "lru", *LITERATURE), {}, {"horizon": 1}),
+    "free page-ins": (LITERATURE, {}, {"costs": lanes.Costs(synthetic_mean=0.0)}),
+    "other constants of the literature's rules": (
+        LITERATURE,
+        {
+            "use_half_life": 3.0,
+            "lecar_learning_rate": 2.0,
+            "lecar_discount": 0.9,
+            "hedge_scale": 20.0,
+            "epoch_length": 7,
+            "alpha": 1.0,
+        },
+        {"slots": 2},
+    ),
     "a refresh between epochs": (("polar_experts", "lfu"), {}, {"horizon": 4400}),
 }
 

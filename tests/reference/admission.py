@@ -1,5 +1,7 @@
 """Admission on a miss: LRU, LFU, GDSF and the residency value of POLAR-A (sections 5, 6).
 
+The rules of the caching literature beside these are in `eviction`.
+
 A rule is asked for the `victim` of a request and told with `settle` what was evicted, which in
 a replay is what the engine evicted. `NO_VICTIM` means that the set stays as it is.
 """

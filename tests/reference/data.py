@@ -27,10 +27,15 @@ class ReferenceRounds:
     policy_bits: Words  # [T, 2], for epsilon-greedy and random routing
     thompson_normal: Floats  # [T, N], standard normals for Thompson sampling
     reservoir_slot: Ints  # [T], slot that takes the round's context, -1 for none
+    expert_uniform: Floats  # [T] in [0, 1), which of LeCaR's experts evicts
+    slot_gumbel: Floats  # [T, N, N], standard Gumbel numbers per slot and adapter (polar_oexp)
 
     def __post_init__(self) -> None:
         # Products of float32 inputs would be rounded before they are summed.
-        for name in ("context", "utility", "noise", "thompson_normal"):
+        for name in (
+            *("context", "utility", "noise", "thompson_normal"),
+            *("expert_uniform", "slot_gumbel"),
+        ):
             object.__setattr__(self, name, np.asarray(getattr(self, name), np.float64))
         object.__setattr__(self, "policy_bits", np.asarray(self.policy_bits, np.uint32))
         object.__setattr__(self, "reservoir_slot", np.asarray(self.reservoir_slot, np.int64))
@@ -80,6 +85,10 @@ class ReferenceSettings:
     amortise: float | None = None  # None: min(rounds left, 4 * next epoch's length)
     use_reservoir: bool = False
     solver_plus: str = "exact"  # or "local_search"
+    use_half_life: float = 100.0  # of fastlibra's use probabilities
+    lecar_learning_rate: float = 0.45
+    lecar_discount: float = 0.005  # to the power 1/K per request
+    hedge_scale: float = 1.0  # factor of polar_oexp's rate
 
 
 @dataclass

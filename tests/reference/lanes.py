@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from . import admission, epochs, ridge, routing
+from . import epochs, eviction, ridge, routing
 from .admission import NO_VICTIM
 from .data import (
     Bools,
@@ -14,6 +14,7 @@ from .data import (
     ReferenceSettings,
 )
 from .experts import ExpertController
+from .online_submodular import SlotLearners
 
 
 def first_set(policy: str, problem: ReferenceProblem, oracle_set: Bools | None) -> Bools:
@@ -58,11 +59,23 @@ def round_quotas(
 
 def epoch_ends(policy: str, horizon: int, settings: ReferenceSettings) -> dict[int, int]:
     """Replanning rounds of the policy, with the lengths of the epochs that follow."""
-    if policy == "polar":
+    if policy == "polar" or policy in routing.SUBMODULAR_POLICIES:
         return epochs.fixed_epoch_ends(horizon, settings.epoch_length)
     if policy in routing.EPOCH_POLICIES:
         return epochs.doubling_epoch_ends(horizon, settings.first_epoch)
     return {}
+
+
+def new_learners(
+    policy: str,
+    resident: Bools,
+    problem: ReferenceProblem,
+    settings: ReferenceSettings,
+    horizon: int,
+) -> SlotLearners | None:
+    """The learners of a submodular policy that starts from `resident` `[N]`, None for others."""
+    submodular = policy in routing.SUBMODULAR_POLICIES
+    return SlotLearners(resident, problem, settings, horizon) if submodular else None
 
 
 def empty_lane(horizon: int, resident: Bools, model: ridge.RidgeModel) -> ReferenceLane:
@@ -101,7 +114,8 @@ class Cache:
         self.policy, self.rounds, self.problem, self.settings = policy, rounds, problem, settings
         self.resident = resident  # [N], changed in place
         self.ends = epoch_ends(policy, len(rounds.context), settings)
-        self.rule = admission.new_rule(policy, problem, settings)
+        self.rule = eviction.new_rule(policy, rounds, problem, settings, resident)
+        self.learners = new_learners(policy, resident, problem, settings, len(rounds.context))
         self.experts = (
             ExpertController(resident, problem, settings)
             if policy in routing.EXPERT_POLICIES
@@ -120,15 +134,18 @@ class Cache:
             if out != NO_VICTIM:
                 self.resident[out], self.resident[action] = False, True
                 lane.loads[t] += 1
+        if self.learners is not None:
+            self.learners.observe(estimates.value)
         if self.experts is not None:
             change = self.experts.serve(t, action, estimates.value, self.resident)
             lane.loads[t] += change.loads
             book_unpaid(lane, t, change.bought, self.problem)
 
-    def after_update(self, lane: ReferenceLane, t: int, model: ridge.RidgeModel) -> None:
-        """Step 5: the replan at an epoch's end, booked to the next round."""
-        if t not in self.ends:
-            return
+    def planned(self, t: int, model: ridge.RidgeModel) -> Bools:
+        """The set `[N]` for the epoch after round `t`."""
+        if self.learners is not None:
+            self.learners.draw(self.rounds.slot_gumbel[t])
+            return self.learners.chosen()
         plan = epochs.replan_problem(
             self.policy,
             t,
@@ -139,7 +156,13 @@ class Cache:
             self.problem,
             self.settings,
         )
-        planned = epochs.solve_replan(plan, self.problem.cache_slots)
+        return epochs.solve_replan(plan, self.problem.cache_slots)
+
+    def after_update(self, lane: ReferenceLane, t: int, model: ridge.RidgeModel) -> None:
+        """Step 5: the replan at an epoch's end, booked to the next round."""
+        if t not in self.ends:
+            return
+        planned = self.planned(t, model)
         entered = [int(i) for i in np.flatnonzero(planned & ~self.resident)]
         lane.loads[t + 1] += len(entered)
         book_unpaid(lane, t + 1, entered, self.problem)

@@ -6,7 +6,7 @@ every decision is judged from the state that the engine's earlier decisions led 
 
 import numpy as np
 
-from . import admission, epochs, lanes, ridge, routing, search
+from . import epochs, eviction, lanes, ridge, routing, search
 from .admission import NO_VICTIM, AdmissionRule
 from .data import (
     Bools,
@@ -17,6 +17,7 @@ from .data import (
     ReferenceSettings,
     Replay,
 )
+from .online_submodular import SlotLearners
 from .routing import Choice
 
 
@@ -88,6 +89,7 @@ def judge_replan(replay: Replay, plan: epochs.Replan, planned: Bools, cache_slot
 def judge_admission(
     replay: Replay,
     rule: AdmissionRule,
+    estimates: ridge.Estimates,
     t: int,
     action: int,
     sets: tuple[Bools, Bools],
@@ -97,12 +99,14 @@ def judge_admission(
 
     Args:
       replay: the record, changed in place.
-      rule: the admission rule; it has observed the request.
+      rule: the admission rule.
+      estimates: of the request, before its update.
       t: the round.
       action: the engine's choice.
       sets: the engine's sets `[N]` before and after.
       tolerance: for priorities.
     """
+    rule.observe(estimates)
     before, after = sets
     hit = bool(before[action])
     out, into = np.flatnonzero(before & ~after), np.flatnonzero(after & ~before)
@@ -112,6 +116,12 @@ def judge_admission(
     explained = (one_for_one or unchanged) and rule.explains(action, before, evicted, tolerance)
     replay.set_mismatches += not explained
     rule.settle(t, action, hit, evicted)
+
+
+def judge_draw(replay: Replay, learners: SlotLearners, gumbel: Floats, drawn: Bools) -> None:
+    """Books how far an engine's draw `drawn` `[N]` is from the learners' own, in place."""
+    replay.worst_replan_gap = max(replay.worst_replan_gap, learners.draw(gumbel, within=drawn))
+    replay.set_mismatches += int(np.sum(drawn) != len(learners.members))
 
 
 def judge_between_replans(replay: Replay, policy: str, before: Bools, after: Bools) -> None:
@@ -137,8 +147,7 @@ def replay_lane(
 ) -> Replay:
     """Drives the reference with an engine's decisions and judges each of them.
 
-    The set after the last round is not judged: `resident` does not hold it. The sets of the
-    expert policies are only checked for their size.
+    The set after the last round is not judged, and expert policies' sets for their size alone.
 
     Args:
       policy: one of `routing.POLICIES`.
@@ -146,8 +155,8 @@ def replay_lane(
       problem: costs and slots.
       settings: constants.
       actions: `[T]` the engine's choices.
-      forced: `[T]` the engine's forcing flags.
-      resident: `[T, N]` the engine's sets while each request was served.
+      forced: `[T]` its forcing flags.
+      resident: `[T, N]` its sets while each request was served.
       oracle_set: `[N]`, for `oracle_cache` and `oracle`.
       tolerance: how far from the best a score may be, in units of utility.
 
@@ -158,28 +167,29 @@ def replay_lane(
     model = ridge.new_model(len(problem.paging_cost), context_dim, settings.ridge)
     ends = lanes.epoch_ends(policy, horizon, settings)
     owed = lanes.round_quotas(policy, horizon, problem, settings)
-    rule = admission.new_rule(policy, problem, settings, tolerance)
     start = lanes.first_set(policy, problem, oracle_set)
+    rule = eviction.new_rule(policy, rounds, problem, settings, start, tolerance)
+    learners = lanes.new_learners(policy, start, problem, settings, horizon)
     replay = Replay(0.0, 0.0, 0, 0, int(not np.array_equal(start, resident[0])))
     for t in range(horizon):
         action, now = int(actions[t]), resident[t]
         after = resident[t + 1] if t + 1 < horizon else None
         estimates = ridge.estimate(model, rounds.context[t], settings)
-        choice, flag_follows = forced_reading(
-            policy, estimates, owed[t], settings, bool(forced[t]), tolerance
-        )
+        read = estimates, owed[t], settings, bool(forced[t]), tolerance
+        choice, flag_follows = forced_reading(policy, *read)
         replay.wrong_forced += not flag_follows
-        if choice is None:
-            choice = routing.router_choice(policy, t, estimates, now, rounds, problem, settings)
-        judge_choice(replay, choice, action, tolerance)
+        routed = policy, t, estimates, now, rounds, problem, settings
+        judge_choice(replay, choice or routing.router_choice(*routed), action, tolerance)
         if rule is not None and after is not None:
-            rule.observe(estimates)
-            judge_admission(replay, rule, t, action, (now, after), tolerance)
+            judge_admission(replay, rule, estimates, t, action, (now, after), tolerance)
         ridge.update(model, rounds.context[t], action, lanes.reward_of(rounds, t, action))
-        if after is not None and t in ends:
-            terms = (now, rounds, problem, settings)
-            plan = epochs.replan_problem(policy, t, ends[t], model, *terms)
-            judge_replan(replay, plan, after, problem.cache_slots)
+        if learners is not None:
+            learners.observe(estimates.value)
+        if after is not None and t in ends and learners is not None:
+            judge_draw(replay, learners, rounds.slot_gumbel[t], after)
+        elif after is not None and t in ends:
+            terms = policy, t, ends[t], model, now, rounds, problem, settings
+            judge_replan(replay, epochs.replan_problem(*terms), after, problem.cache_slots)
         elif after is not None and rule is None:
             judge_between_replans(replay, policy, now, after)
     return replay

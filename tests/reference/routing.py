@@ -8,7 +8,11 @@ from .data import Bools, Floats, Ints, ReferenceProblem, ReferenceRounds, Refere
 from .ridge import Estimates, penalised
 
 EPOCH_POLICIES = ("polar", "polar_plus", "polar_plus_no_forced")
-ADMISSION_POLICIES = ("lru", "lfu", "gdsf", "polar_admit")
+SUBMODULAR_POLICIES = ("polar_oexp",)
+ADMISSION_POLICIES = (
+    *("lru", "lfu", "gdsf", "polar_admit"),
+    *("landlord", "arc", "lecar", "fastlibra"),
+)
 EXPERT_POLICIES = (
     "polar_experts",
     "no_forced",
@@ -18,7 +22,9 @@ EXPERT_POLICIES = (
     "random",
 )
 FIXED_POLICIES = ("static", "no_cache", "full_cache", "oracle_cache", "oracle")
-POLICIES = EPOCH_POLICIES + ADMISSION_POLICIES + EXPERT_POLICIES + FIXED_POLICIES
+POLICIES = (
+    EPOCH_POLICIES + SUBMODULAR_POLICIES + ADMISSION_POLICIES + EXPERT_POLICIES + FIXED_POLICIES
+)
 BLIND_FORCING = ("polar_plus", "polar_admit")
 RELEVANT_FORCING = ("polar_experts", "cost_blind")
 
