@@ -38,7 +38,7 @@ def build(
     experiment = configured.experiment
     decisions_per_second = results.num_decisions / max(results.run_seconds, 1e-9)
     return {
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": now(),
         "options": {
             name: str(value) if isinstance(value, pathlib.Path) else value
             for name, value in dataclasses.asdict(config).items()
@@ -59,6 +59,11 @@ def build(
         "decisions": results.num_decisions,
         "decisions_per_second": round(decisions_per_second),
     }
+
+
+def now() -> str:
+    """The time, in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def surroundings() -> dict[str, Any]:

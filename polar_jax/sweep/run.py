@@ -146,7 +146,8 @@ def execute(
       StoreError: if the folder holds another sweep.
       OSError: if the disk is full or the folder cannot be written.
     """
-    folder = store.create_or_open(out, describe(plan, options.num_devices))
+    described = describe(plan, options.num_devices)
+    folder = store.create_or_open(out, {"created": manifest.now(), **described})
     folder.sweep_leftovers()
     worker = _Worker(plan, folder, options, progress, stop)
     with claims_.Claims(folder.claims_folder) as claims:
