@@ -8,16 +8,17 @@ A *lane* is one simulation: one policy on one seed. This module is the host's lo
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
 
-from polar_jax import environments, epochs, lane_calls, metrics, oracles, programs
+from polar_jax import environments, epochs, lane_calls, oracles, programs
 from polar_jax.lane_calls import Costs, Experiment, Shape
 from polar_jax.programs import tile_width
 from polar_jax.results import PolicyResult, Progress, Results, Wave, results_of
+from polar_jax.snapshots import Snapshot, StoppedError, Watch, WaveState
 
 __all__ = [
     "Costs",
@@ -35,36 +36,6 @@ __all__ = [
 
 
 _SCHEDULE = tuple(field.name for field in dataclasses.fields(epochs.Schedule))
-
-
-class Snapshot(NamedTuple):
-    """A run between two calls: enough to go on, bitwise, in another process.
-
-    On another number of devices, finished lanes count and lanes in progress start again.
-    """
-
-    position: dict[str, int]  # lanes finished; of those in progress: first round, calls done
-    arrays: dict[str, np.ndarray]
-
-
-class Watch(Protocol):
-    """Who may want to stop a run, or to keep what it has done so far."""
-
-    def stopping(self) -> bool:
-        """Whether to stop now; asked after every compiled call."""
-        ...
-
-    def due(self) -> bool:
-        """Whether to take a snapshot; asked after every chunk."""
-        ...
-
-    def save(self, snapshot: Snapshot) -> None:
-        """Takes a snapshot."""
-        ...
-
-
-class StoppedError(Exception):
-    """A run stopped because its watch said so; the watch has its last snapshot."""
 
 
 def run(experiment: Experiment, **options: Any) -> Results:
@@ -161,31 +132,6 @@ def _adapters(experiment: Experiment) -> tuple[int, int]:
 
 
 _PER_LANE = ("oracle_set", "paging_cost", "paging_ms")
-
-
-class _Tiles:
-    """One wave while it runs: a tile on every device."""
-
-    def __init__(self, inputs: programs.WaveInputs, num_policies: int) -> None:
-        self.inputs = inputs
-        shape = (inputs.seed.size, epochs.NUM_INTERVALS, len(metrics.PARTS))
-        self.totals = [np.zeros(shape) for _ in range(num_policies)]
-        self.states: list[Any] = []
-        self.waiting: list[Array | None] = [None] * num_policies
-        self.rounds: list[Any] = []
-        self.decisions: list[list[Any]] = [[] for _ in range(num_policies)]
-        self.setup: Any = None
-        self.chosen: Any = None
-        self.current: Any = None  # the chunk's rounds
-
-    def add(self, policy: int) -> None:
-        """Adds the sums that a policy's last chunk left on the devices."""
-        sums = self.waiting[policy]
-        if sums is None:
-            return
-        self.waiting[policy] = None
-        for block in np.moveaxis(np.asarray(jax.block_until_ready(sums), np.float64), 1, 0):
-            self.totals[policy] += block
 
 
 class _Run:
@@ -301,7 +247,7 @@ class _Run:
 
     def _fly(self, flight: Sequence[int], done: list[Wave], resume: Snapshot | None) -> list[Wave]:
         """Runs a few waves through the whole horizon, chunk by chunk."""
-        tiles = [_Tiles(self._inputs(wave), self._num_policies) for wave in flight]
+        tiles = [WaveState(self._inputs(wave), self._num_policies) for wave in flight]
         position = resume.position if resume is not None else {}
         for number, tile in enumerate(tiles):
             self._prepare(tile, number, resume)
@@ -325,7 +271,7 @@ class _Run:
         self._progress(flight, horizon)
         return [self._landed(tile) for tile in tiles]
 
-    def _prepare(self, tile: _Tiles, number: int, resume: Snapshot | None) -> None:
+    def _prepare(self, tile: WaveState, number: int, resume: Snapshot | None) -> None:
         """Environment instances, oracle sets and the policies' first states."""
         inputs = tile.inputs
         tile.setup = self._settled(
@@ -342,7 +288,7 @@ class _Run:
             for start, data in zip(self.calls.start, inputs.data, strict=True)
         ]
 
-    def _oracle_sets(self, tile: _Tiles) -> Array:
+    def _oracle_sets(self, tile: WaveState) -> Array:
         """The static oracle of every lane."""
         independent = self.first.environment.independent
         key = tile.setup.oracle_key if independent else tile.setup.key
@@ -364,7 +310,7 @@ class _Run:
             )
         )
 
-    def _call(self, tile: _Tiles, number: int, first: int, clocks: Sequence[Any]) -> None:
+    def _call(self, tile: WaveState, number: int, first: int, clocks: Sequence[Any]) -> None:
         """One policy through one chunk."""
         policy = number % self._num_policies
         if tile.current is None:
@@ -398,7 +344,7 @@ class _Run:
         """
         return jax.block_until_ready(values) if self.place.platform == "cpu" else values
 
-    def _landed(self, tile: _Tiles) -> Wave:
+    def _landed(self, tile: WaveState) -> Wave:
         for policy in range(self._num_policies):
             tile.add(policy)
         return Wave(
@@ -411,7 +357,7 @@ class _Run:
         )
 
     def _snapshot(
-        self, done: list[Wave], tiles: list[_Tiles], first_round: int, calls: int
+        self, done: list[Wave], tiles: list[WaveState], first_round: int, calls: int
     ) -> Snapshot:
         arrays: dict[str, np.ndarray] = {}
         for name in _PER_LANE if done else ():
@@ -464,7 +410,7 @@ class _Run:
         now = self._width, self.chunk, min(in_flight, left)
         return now == (then["width"], then["chunk"], then["flight"])
 
-    def _restore(self, tile: _Tiles, number: int, resume: Snapshot) -> None:
+    def _restore(self, tile: WaveState, number: int, resume: Snapshot) -> None:
         """Puts a tile where the snapshot left it."""
         tile.chosen = self.place.lanes(resume.arrays[f"{number}/chosen"])
         for policy, shapes in enumerate(self.calls.state_shapes):

@@ -87,7 +87,7 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("polar-jax ")
     assert cli.main(["--help"]) == 0
-    assert "polar-jax run --help" in capsys.readouterr().out
+    assert "polar-jax COMMAND --help" in capsys.readouterr().out
     assert cli.main(["rum"]) == 2
     assert (
         capsys.readouterr().err

@@ -32,7 +32,9 @@ def both(environment: str) -> tuple[lanes.Results, lanes.Results]:
     return helpers.run_kept(own), helpers.run_kept(padded)
 
 
-@pytest.mark.parametrize("environment", ["sticky", "bernoulli"])
+@pytest.mark.parametrize(
+    "environment", ["sticky", pytest.param("bernoulli", marks=pytest.mark.slow)]
+)
 def test_padding_changes_no_decision_in_float64(environment):
     own, padded = both(environment)
     assert padded.paging_cost.shape == (2, 8)

@@ -309,6 +309,8 @@ def begins_like(long: Policy, short: Policy) -> bool:
     a, b = long.schedule, short.schedule
     inside = a.boundaries < end
     length = min(long.quotas.size, short.quotas.size)
+    # Only a replan reads over how many rounds it amortises loads.
+    planned_a, planned_b = (a.amortised_rounds * a.replans)[inside], b.amortised_rounds * b.replans
     ends_a, ends_b = a.epoch_ends[a.epoch_ends < end], b.epoch_ends[b.epoch_ends < end]
     return (
         long.rule == short.rule
@@ -316,7 +318,7 @@ def begins_like(long: Policy, short: Policy) -> bool:
         and _equal(_leaves(long.params), _leaves(short.params))
         and _equal([long.quotas[:length]], [short.quotas[:length]])
         and _equal([ends_a, a.boundaries[inside]], [ends_b, b.boundaries])
-        and _equal([a.replans[inside], a.amortised_rounds[inside]], [b.replans, b.amortised_rounds])
+        and _equal([a.replans[inside], planned_a], [b.replans, planned_b])
     )
 
 

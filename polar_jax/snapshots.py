@@ -1,0 +1,65 @@
+"""A run between two calls, and who may want to keep it or to stop the run."""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax import Array
+
+from polar_jax import epochs, metrics
+from polar_jax.programs import WaveInputs
+
+
+class Snapshot(NamedTuple):
+    """A run between two calls: enough to go on, bitwise, in another process.
+
+    On another number of devices, finished lanes count and lanes in progress start again.
+    """
+
+    position: dict[str, int]  # lanes finished; of those in progress: first round, calls done
+    arrays: dict[str, np.ndarray]
+
+
+class Watch(Protocol):
+    """Who may want to stop a run, or to keep what it has done so far."""
+
+    def stopping(self) -> bool:
+        """Whether to stop now; asked after every compiled call."""
+        ...
+
+    def due(self) -> bool:
+        """Whether to take a snapshot; asked after every chunk."""
+        ...
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Takes a snapshot."""
+        ...
+
+
+class StoppedError(Exception):
+    """A run stopped because its watch said so; the watch has its last snapshot."""
+
+
+class WaveState:
+    """One wave while it runs: a tile on every device."""
+
+    def __init__(self, inputs: WaveInputs, num_policies: int) -> None:
+        self.inputs = inputs
+        shape = (inputs.seed.size, epochs.NUM_INTERVALS, len(metrics.PARTS))
+        self.totals = [np.zeros(shape) for _ in range(num_policies)]
+        self.states: list[Any] = []
+        self.waiting: list[Array | None] = [None] * num_policies
+        self.rounds: list[Any] = []
+        self.decisions: list[list[Any]] = [[] for _ in range(num_policies)]
+        self.setup: Any = None
+        self.chosen: Any = None
+        self.current: Any = None  # the chunk's rounds
+
+    def add(self, policy: int) -> None:
+        """Adds the sums that a policy's last chunk left on the devices."""
+        sums = self.waiting[policy]
+        if sums is None:
+            return
+        self.waiting[policy] = None
+        for block in np.moveaxis(np.asarray(jax.block_until_ready(sums), np.float64), 1, 0):
+            self.totals[policy] += block
