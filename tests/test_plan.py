@@ -95,7 +95,8 @@ def test_configurations_of_one_stream_share_a_cell_and_its_oracle():
 
 
 def test_padding_is_where_it_is_cheaper_and_the_plan_says_why():
-    several = "[fixed]\nadapters = 6\nseeds = 256\npolicies = ['lru']\n[axes]\ncontext_dim = [5, 6, 7, 8]\n"
+    several = "[fixed]\nadapters = 6\nseeds = 256\npolicies = ['lru']\n"
+    several += "[axes]\ncontext_dim = [5, 6, 7, 8]\n"
     short, long = (planned(f"{several}horizon = [{T}]") for T in (1_000, 2_000_000))
     assert [bucket.shape for bucket in short.buckets] == [Shape(8, 8)]
     assert [bucket.shape for bucket in long.buckets] == [Shape(6, d) for d in (5, 6, 7, 8)]
