@@ -181,6 +181,7 @@ def test_bad_input_is_one_line(small, words, message, capsys):
 LONG = interrupt_sweep.SPEC.replace("30_000", "200_000")
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_sweeps_go_on_bitwise_and_leave_nothing(tmp_path):
     path = tmp_path / "long.toml"
     path.write_text(interrupt_sweep.SPEC, "utf-8")
