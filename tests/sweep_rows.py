@@ -133,7 +133,7 @@ def make_manifest(
             | {"tile": 32, "configurations": 8, "programs": ["lanes", "stream", "oracle"]}
         ],
         "scaling": None,
-        "report": None,
+        "report": {"x": None, "chosen_on": None},
     }
     return plain | changes
 

@@ -339,7 +339,10 @@ def test_a_manifest_gets_every_field_in_plain_values() -> None:
         *("num_configurations", "num_lanes", "seeds", "scaling", "report"),
     }
     assert told["axes"][1] == {"name": "cache_slots", "values": [2, 8], "zipped": None}
-    assert (told["scaling"], told["report"]) == ({"axis": "horizon"}, {"x": "cache_slots"})
+    assert (told["scaling"], told["report"]) == (
+        {"axis": "horizon"},
+        {"x": "cache_slots", "chosen_on": None},
+    )
     assert (told["num_configurations"], told["num_lanes"], told["seeds"]) == (18, 54, 3)
     assert (told["spec_text"], told["spec_hash"]) == (EXAMPLE, found.spec_hash)
     axes = {grid.option_of(one.name) for one in found.axes}
@@ -348,4 +351,8 @@ def test_a_manifest_gets_every_field_in_plain_values() -> None:
 
 def test_without_hints_the_manifest_says_so() -> None:
     told = parsed("").describe()
-    assert (told["scaling"], told["report"], told["title"]) == (None, None, "")
+    assert (told["scaling"], told["report"], told["title"]) == (
+        None,
+        {"x": None, "chosen_on": None},
+        "",
+    )

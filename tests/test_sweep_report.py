@@ -120,6 +120,23 @@ def test_a_margin_counts_only_where_its_interval_excludes_zero(
     assert float(winner.margin.mean) == pytest.approx(gap + 0.025)
 
 
+def test_the_best_may_be_chosen_on_seeds_that_do_not_judge_it() -> None:
+    # LRU is lucky on the first two seeds and worse on the others.
+    losses = {"polar_plus": [10.0, 10.0, 10.0, 10.0, 10.0], "lru": [9.0, 9.0, 12.0, 13.0, 11.0]}
+    on_all = studies.winners(with_loss(losses))[0]
+    assert on_all.best == "polar_plus"
+    grid = with_loss(losses)._replace(chosen_on=2)
+    (winner,) = studies.winners(grid)
+    assert (winner.best, winner.second, winner.seeds) == ("lru", "polar_plus", 3)
+    assert winner.ratios["polar_plus"].value == pytest.approx(10.0 / 12.0)
+    assert winner.margin is not None
+    assert float(winner.margin.mean) == pytest.approx(-2.0)
+    found = {one.policy: one for one in studies.records([winner])}
+    assert found["polar_plus"].surely == 1
+    assert "chosen on the first 2 seeds" in words.judged(grid)
+    assert studies.winners(grid._replace(chosen_on=5)) == []
+
+
 def test_equal_policies_share_the_win() -> None:
     equal = [1.0, 2.0, 4.0]
     grid = with_loss({"polar_experts": equal, "polar_plus": equal, "lru": [2.0, 3.0, 5.0]})

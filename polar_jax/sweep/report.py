@@ -237,10 +237,9 @@ def _answer(found: Study, pngs: dict[str, bytes]) -> str:
         )
         parts.append(html.figure(pngs["ratios"], caption))
     parts.append(
-        '<p class="small">Oracles are never ranked. The best is chosen on the same seeds that it '
-        "is judged on, which flatters it where margins are small. Limits are percentiles of "
-        "2,000 resamples of whole seeds, the same for all policies. All combinations are in "
-        "<code>winners.csv</code>.</p>"
+        f'<p class="small">Oracles are never ranked. {words.judged(found.grid)} Limits are '
+        "percentiles of 2,000 resamples of whole seeds, the same for all policies. All "
+        "combinations are in <code>winners.csv</code>.</p>"
     )
     return "\n".join(parts)
 
@@ -251,6 +250,7 @@ def _records(found: Study) -> str:
         "best in",
         "of it beyond<br>chance",
         "within 10 %<br>of the best",
+        "its upper 95 %<br>limit too",
         "worst excess",
         "where",
     )
@@ -262,6 +262,7 @@ def _records(found: Study) -> str:
             f"{one.best} of {one.of}",
             str(one.clear),
             f"{one.near} of {one.of}",
+            f"{one.surely} of {one.of}",
             worst,
             html.text(found.grid.place(one.worst_where) or _DASH) if one.worst > 1.0 else _DASH,
         )

@@ -104,8 +104,8 @@ def _knee(where: dict[str, Any], rows: pl.DataFrame, grid: Grid) -> Knee | None:
         mine = rows.filter(pl.col("policy") == policy).sort(AXIS)
         if mine[AXIS].n_unique() < max(every, 3):
             continue
-        slots, loss = studies.by_seed(mine, AXIS, "loss_to_full")
-        _, paging = studies.by_seed(mine, AXIS, "paging_ms_per_request")
+        slots, loss, _ = studies.by_seed(mine, AXIS, "loss_to_full")
+        _, paging, _ = studies.by_seed(mine, AXIS, "paging_ms_per_request")
         if loss.shape[0]:
             matrices[policy] = (np.array(slots, np.int64), loss, paging)
     learnt = [policy for policy in grid.learnt if policy in matrices]

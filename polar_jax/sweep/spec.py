@@ -65,6 +65,8 @@ class Spec:
       padding: "auto", "always" or "never".
       scaling_axis: column of the axis to fit exponents in, None for no fits.
       report_x: column of the axis to draw along, None where the report chooses.
+      report_chosen_on: the best policies are chosen on so many first seeds and judged on the
+        others; None where both are done on all.
       configurations: those that the filters keep, in order.
       paging_hashes: sha256 of each paging file, by its name as written.
     """
@@ -79,6 +81,7 @@ class Spec:
     padding: str
     scaling_axis: str | None
     report_x: str | None
+    report_chosen_on: int | None
     configurations: tuple[Configuration, ...]
     paging_hashes: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -125,7 +128,7 @@ class Spec:
             "num_lanes": self.num_lanes,
             "seeds": self.seeds,
             "scaling": None if self.scaling_axis is None else {"axis": self.scaling_axis},
-            "report": None if self.report_x is None else {"x": self.report_x},
+            "report": {"x": self.report_x, "chosen_on": self.report_chosen_on},
         }
 
 
@@ -179,10 +182,11 @@ def _spec(text: str, document: _Document, name: str, folder: pathlib.Path) -> Sp
     axes = tuple(axis for group in groups for axis in group)
     padding = checks.one_of("padding", _string(document, "padding", "auto"), PADDINGS)
     conditions = _conditions(document)
-    scaling = _axis_hint(document, "scaling", "axis", axes, SCALING_AXES)
+    scaling = _table(document, "scaling", ("axis",))
+    report = _table(document, "report", ("x", "chosen_on"))
     # An axis of policies has no order to draw along.
     drawn = tuple(axis.option for axis in axes if axis.option != "policies")
-    report = _axis_hint(document, "report", "x", axes, drawn)
+    configurations = tuple(_configurations(fixed, groups, conditions, folder))
     return Spec(
         name=name,
         title=_string(document, "title", ""),
@@ -192,9 +196,10 @@ def _spec(text: str, document: _Document, name: str, folder: pathlib.Path) -> Sp
         axes=axes,
         filters=tuple(condition.text for condition in conditions),
         padding=padding,
-        scaling_axis=scaling,
-        report_x=report,
-        configurations=tuple(_configurations(fixed, groups, conditions, folder)),
+        scaling_axis=_axis_hint("[scaling] axis", scaling, "axis", axes, SCALING_AXES),
+        report_x=_axis_hint("[report] x", report, "x", axes, drawn),
+        report_chosen_on=_chosen_on(report, configurations[0].config.seeds),
+        configurations=configurations,
         paging_hashes=_paging_hashes(fixed, axes, folder),
     )
 
@@ -235,24 +240,40 @@ def _conditions(document: _Document) -> list[filters.Filter]:
     return [filters.parse(one) for one in given]
 
 
+def _table(document: _Document, table: str, allowed: Sequence[str]) -> _Document:
+    """The entries of `[scaling]` or `[report]`; none without the table."""
+    for found in document.get(table, {}):
+        if found not in allowed:
+            raise grid.unknown_key(f"[{table}]", found, allowed)
+    if table in document and not document[table]:
+        raise SpecError(f"[{table}] is empty; allowed: {', '.join(allowed)}.")
+    return document.get(table, {})
+
+
 def _axis_hint(
-    document: _Document, table: str, key: str, axes: Iterable[Axis], allowed: Sequence[str]
+    label: str, entries: _Document, key: str, axes: Iterable[Axis], allowed: Sequence[str]
 ) -> str | None:
-    """The column of the axis that `[scaling]` or `[report]` names, None without the table."""
-    if table not in document:
+    """The column of the axis that an entry names, None without the entry."""
+    if key not in entries:
         return None
-    for found in document[table]:
-        if found != key:
-            raise grid.unknown_key(f"[{table}]", found, (key,))
-    name = document[table].get(key)
+    name = entries[key]
     if not isinstance(name, str):
-        raise SpecError(f"[{table}] must name an axis, as {key} = ...; got {grid.shown(name)}.")
+        raise SpecError(f"{label} must be the name of an axis; got {grid.shown(name)}.")
     if not allowed:
-        raise SpecError(f"[{table}] needs an axis other than policy; this sweep has none.")
-    option = checks.one_of(f"[{table}] {key}", grid.option_of(name), allowed)
+        raise SpecError(f"{label} needs an axis other than policy; this sweep has none.")
+    option = checks.one_of(label, grid.option_of(name), allowed)
     if option not in {axis.option for axis in axes}:
-        raise SpecError(f"[{table}] {key} must be an axis of this sweep; {name} is none.")
+        raise SpecError(f"{label} must be an axis of this sweep; {name} is none.")
     return grid.column(option)
+
+
+def _chosen_on(report: _Document, seeds: int) -> int | None:
+    if "chosen_on" not in report:
+        return None
+    given = report["chosen_on"]
+    if seeds < 2:
+        raise SpecError("[report] chosen_on needs 2 or more seeds; this sweep has 1.")
+    return int(checks.between("[report] chosen_on", given, 1, seeds - 1, whole=True))
 
 
 def _grid(document: _Document) -> tuple[dict[str, Any], list[list[Axis]]]:

@@ -15,6 +15,7 @@ from polar_jax.statistics import Estimate
 from polar_jax.sweep import bootstrap
 
 _SYNTHETIC = "synthetic:"
+NEAR = 1.1  # what counts as near the best, as a ratio of losses
 # Options that only some streams read; others are named without them.
 _READ_BY = {
     "period": ("rotating",),
@@ -72,6 +73,7 @@ class Grid(NamedTuple):
     axes: tuple[Axis, ...]
     policies: tuple[str, ...]  # oracles last
     learnt: tuple[str, ...]
+    chosen_on: int | None  # first seeds that choose the best, the others judge; None: all do both
 
     def axis(self, column: str) -> Axis | None:
         """The axis of that column, or None."""
@@ -94,10 +96,14 @@ class Ratio(NamedTuple):
 
 
 class Winner(NamedTuple):
-    """Who wins at one combination, on the seeds that all its learnt policies have."""
+    """Who wins at one combination, on the seeds that all its learnt policies have.
+
+    Where the grid says which seeds choose, `best`, `tied` and `second` come from those and
+    everything else from the other seeds, so a ratio may be below 1 there.
+    """
 
     where: dict[str, Any]  # by axis column
-    seeds: int
+    seeds: int  # that margins and ratios are of
     best: str
     tied: tuple[str, ...]  # the best and all with exactly its mean
     second: str | None
@@ -119,6 +125,7 @@ class Record(NamedTuple):
     best: int
     clear: int  # best, and told apart from the second
     near: int  # within 10 % of the best
+    surely: int  # the upper 95 % limit too
     of: int
     worst: float  # largest ratio to the best
     worst_where: dict[str, Any]
@@ -172,7 +179,8 @@ def grid(table: pl.DataFrame, manifest: dict[str, Any]) -> Grid:
     order += sorted(set(found) - set(order))
     policies = sorted(order, key=lambda name: name in ORACLES)
     learnt = tuple(name for name in policies if name not in ORACLES)
-    return Grid(table, tuple(axes), tuple(policies), learnt)
+    chosen_on = (manifest.get("report") or {}).get("chosen_on")
+    return Grid(table, tuple(axes), tuple(policies), learnt, chosen_on)
 
 
 def _axis(table: pl.DataFrame, columns: list[str]) -> Axis:
@@ -277,13 +285,11 @@ def winners(grid: Grid) -> list[Winner]:
     parts = rows.partition_by(columns, as_dict=True) if columns else {(): rows}
     places = [{value: n for n, value in enumerate(axis.values)} for axis in grid.axes]
     order = sorted(parts, key=lambda key: [p[v] for p, v in zip(places, key, strict=True)])
-    found = [
-        _winner(dict(zip(columns, key, strict=True)), parts[key], grid.learnt) for key in order
-    ]
+    found = [_winner(dict(zip(columns, key, strict=True)), parts[key], grid) for key in order]
     return [winner for winner in found if winner is not None]
 
 
-def by_seed(rows: pl.DataFrame, key: str, value: str) -> tuple[list[Any], np.ndarray]:
+def by_seed(rows: pl.DataFrame, key: str, value: str) -> tuple[list[Any], np.ndarray, np.ndarray]:
     """One column as a matrix, on the seeds that all of its columns have.
 
     Args:
@@ -292,19 +298,24 @@ def by_seed(rows: pl.DataFrame, key: str, value: str) -> tuple[list[Any], np.nda
       value: the column of figures.
 
     Returns:
-      The values of `key`, and `[S, P]` figures in that order; `S` may be 0.
+      The values of `key`, `[S, P]` figures in that order and the `[S]` seeds; `S` may be 0.
     """
     names = rows[key].unique(maintain_order=True).to_list()
     wide = rows.pivot(key, index="seed", values=value, aggregate_function="first")
     matrix = wide.select(pl.exclude("seed")).to_numpy().astype(np.float64)
-    return names, matrix[np.isfinite(matrix).all(axis=1)]
+    whole = np.isfinite(matrix).all(axis=1)
+    return names, matrix[whole], wide["seed"].to_numpy()[whole]
 
 
-def _winner(where: dict[str, Any], rows: pl.DataFrame, learnt: Sequence[str]) -> Winner | None:
-    names, loss = by_seed(rows, "policy", "loss_to_full")
-    if not loss.shape[0]:
+def _winner(where: dict[str, Any], rows: pl.DataFrame, grid: Grid) -> Winner | None:
+    names, loss, seeds = by_seed(rows, "policy", "loss_to_full")
+    learnt = grid.learnt
+    choosing = seeds < (np.inf if grid.chosen_on is None else grid.chosen_on)
+    judged = loss if grid.chosen_on is None else loss[~choosing]
+    # A sweep that is not done may have seeds of one kind alone.
+    if not choosing.any() or not judged.shape[0]:
         return None
-    means = loss.mean(axis=0)
+    means, loss = loss[choosing].mean(axis=0), judged
     # Ties go to the policy that is listed first, whatever order the rows are in.
     order = sorted(range(len(names)), key=lambda n: (float(means[n]), learnt.index(names[n])))
     best = order[0]
@@ -370,7 +381,8 @@ def records(winners: Sequence[Winner]) -> list[Record]:
                 policy=name,
                 best=len(won),
                 clear=sum(winner.told_apart for winner in won),
-                near=sum(winner.ratios[name].value <= 1.1 for winner in here),
+                near=sum(winner.ratios[name].value <= NEAR for winner in here),
+                surely=sum(winner.ratios[name].high <= NEAR for winner in here),
                 of=len(here),
                 worst=worst.ratios[name].value,
                 worst_where=worst.where,

@@ -172,6 +172,19 @@ def verdict(winners: Sequence[Winner], records: Sequence[Record], grid: Grid) ->
     return text
 
 
+def judged(grid: Grid) -> str:
+    """Which seeds choose the best policies, and which judge them."""
+    if grid.chosen_on is None:
+        return (
+            "The best is chosen on the same seeds that it is judged on, which flatters it where "
+            "margins are small."
+        )
+    return (
+        f"The best is chosen on the first {grid.chosen_on:,} seeds; margins and ratios are of the "
+        "others, so that choosing does not flatter it, and a ratio may be below 1."
+    )
+
+
 def _single(winner: Winner) -> str:
     if winner.second is None or winner.margin is None:
         return f"{_name(winner.best)} is alone."
