@@ -23,8 +23,8 @@ class ExpertParams(flax.struct.PyTreeNode):
     """Traced constants of POLAR-E's controller."""
 
     value_decay: Array | np.ndarray  # [E-1], factor of the values per request, 2^(-1/half-life)
-    score_decay: Array | float  # [], factor of the experts' losses per request, rho
-    beta_ratio: Array | float  # [], beta_v as a fraction of the router's beta
+    score_half_life: Array | float  # [], of the experts' losses at first, requests
+    score_growth: Array | float  # [], what the half-life grows by per request
     beta_max: Array | float  # [], largest beta_v, units of utility
 
 
@@ -32,7 +32,7 @@ class ExpertState(flax.struct.PyTreeNode):
     """What the virtual caches remember; columns are experts, the last one is LRU."""
 
     sets: Array  # [N, E] bool, virtual resident sets
-    loss: Array  # [E], decayed estimated loss W_e
+    loss: Array  # [E], decayed estimated loss W_e, above the least
     value: Array  # [N, E-1], decayed marginal savings v
     deficit: Array  # [N, E-1], what routing around an adapter has cost, D_h
     last_use: Array  # [N] int32, of the LRU expert
@@ -77,31 +77,47 @@ def _at(mask: Array, values: Array) -> Array:
     return jnp.sum(jnp.where(mask, values, jnp.zeros_like(values)), axis=0)
 
 
-def optimistic_means(params: ExpertParams, inputs: AdmitInputs) -> Array:
+def optimistic_means(beta_max: Array | float, inputs: AdmitInputs) -> Array:
     """`[N]` utilities `q_i = mean_i + beta_v width_i` the virtual caches reckon with."""
     scores = inputs.scores
-    beta = jnp.minimum(params.beta_ratio * scores.beta, params.beta_max)
-    return scores.mean + beta * scores.width
+    return scores.mean + jnp.minimum(scores.beta, beta_max) * scores.width
 
 
-def marginal_savings(q: Array, base: Array, sets: Array) -> Array:
+def marginal_savings(q: Array, base: Array, sets: Array, least: Array) -> Array:
     """What each adapter's residency adds to the value of this request.
+
+    Members and adapters outside are credited with what they add to the same set, the one
+    without its least valuable member, so that the two compare as the swap would have it.
+    Credited against the whole set, an adapter outside is never worth the only slot.
 
     Args:
       q: `[N]` utilities.
       base: `[]` value with nothing resident, `max_i (q_i - c_i)`.
       sets: `[N, E']` bool.
+      least: `[N, E']` bool, the member of each set that is worth least.
 
     Returns:
       `[N, E']`: for the best resident its lead over the second of `base` and the
-      residents, for adapters outside their lead over the best, else 0.
+      residents, for adapters outside their lead over `base` and the residents but the
+      least, else 0.
     """
     inside = jnp.where(sets, q[:, None], -jnp.inf)
     largest, leader = _first_max(inside)
     second = jnp.max(jnp.where(leader, -jnp.inf, inside), axis=0)
     lead = jnp.maximum(largest - jnp.maximum(second, base), 0.0)
-    beyond = jnp.maximum(q[:, None] - jnp.maximum(largest, base)[None, :], 0.0)
+    kept = jnp.where(jnp.any(leader & least, axis=0), second, largest)
+    beyond = jnp.maximum(q[:, None] - jnp.maximum(kept, base)[None, :], 0.0)
     return jnp.where(sets, jnp.where(leader, lead[None, :], 0.0), beyond)
+
+
+def score_decay(params: ExpertParams, clock: Array, dtype: Any = jnp.float32) -> Array:
+    """`[]` factor `rho` of the experts' losses: their memory is a share of the past.
+
+    With a fixed memory the scores of nearly equal experts never settle, and on a stream
+    that never changes the real cache would follow their noise for ever.
+    """
+    share = jnp.asarray(params.score_growth, dtype) * clock.astype(dtype)
+    return jnp.exp2(-1.0 / jnp.maximum(jnp.asarray(params.score_half_life, dtype), share))
 
 
 def _follow_values(
@@ -205,7 +221,7 @@ def admit(
       `(new state, admission)`; the admission's loads are either paid for by the
       request's own miss or bought.
     """
-    q = optimistic_means(params, inputs)
+    q = optimistic_means(params.beta_max, inputs)
     net = q - inputs.paging_cost
     base = jnp.max(net)
     reach = jnp.where(state.sets, q[:, None], net[:, None])
@@ -214,10 +230,12 @@ def admit(
     best_q = jnp.max(q)
     top = adapters == jnp.argmax(q).astype(jnp.int32)
     shortfall = best_q - value_of_set
-    loss = params.score_decay * state.loss + shortfall
+    loss = score_decay(params, state.clock, q.dtype) * state.loss + shortfall
 
-    decay = jnp.asarray(params.value_decay, q.dtype)[None, :]
-    value = decay * state.value + marginal_savings(q, base, state.sets[:, :-1])
+    value_sets = state.sets[:, :-1]
+    value = jnp.asarray(params.value_decay, q.dtype)[None, :] * state.value
+    _, least = _first_max(jnp.where(value_sets, -value, -jnp.inf))
+    value = value + marginal_savings(q, base, value_sets, least)
     top_cost = jnp.sum(jnp.where(top, inputs.paging_cost, jnp.zeros_like(q)))
     sets, bought, deficit = _follow_values(
         state, value, route[:, :-1], top, shortfall[:-1], top_cost
@@ -225,6 +243,8 @@ def admit(
     lru_set, last_use = _follow_lru(state, route[:, -1])
     sets = jnp.concatenate([sets, lru_set[:, None]], axis=1)
     loss = loss.at[:-1].add(bought)
+    # Only differences count; sums over a long memory would not resolve them in float32.
+    loss = loss - jnp.min(loss)
     state = state.replace(
         sets=sets,
         loss=loss,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from polar_jax import experts
 from polar_jax.controllers import own_key
 from polar_jax.types import Admission, AdmitInputs, Controller, ReplanInputs
 
@@ -22,7 +23,6 @@ class OnlineParams(flax.struct.PyTreeNode):
     """Traced constants of `polar_oexp`."""
 
     rate: Array | float  # [], of Hedge, per request and per largest paging cost
-    beta_ratio: Array | float  # [], beta_v as a fraction of the router's beta
     beta_max: Array | float  # [], largest beta_v, units of utility
 
 
@@ -113,9 +113,7 @@ def admit(
     Returns:
       `(new state, the present set)`.
     """
-    scores = inputs.scores
-    beta = jnp.minimum(params.beta_ratio * scores.beta, params.beta_max)
-    q = scores.mean + beta * scores.width
+    q = experts.optimistic_means(params.beta_max, inputs)
     gains = slot_gains(q, inputs.paging_cost, state.member, inputs.active)
     largest = jnp.max(jnp.where(inputs.active, inputs.paging_cost, 0.0))
     # No gain is above the largest cost: where that is 0 so are they, and nothing is learnt.

@@ -43,14 +43,13 @@ class Settings:
       search: search of `polar`'s replans.
       search_plus: search of `polar_plus`'s replans.
       sample: contexts a replan sees, "recent" (512) or "reservoir" (uniform, 512).
-      quota_scale: kappa of POLAR+'s and POLAR-A's forced exploration.
+      quota_scale: kappa of the forced exploration of POLAR+, POLAR-A and POLAR-E.
       value_half_life: half-life of POLAR-A's residency values, requests.
-      experts_quota_scale: kappa of POLAR-E's forced exploration.
       margin: POLAR-E explores adapters this close to the best index, units of utility.
-      value_beta_ratio: POLAR-E's beta_v as a fraction of beta.
-      value_beta_max: largest beta_v, units of utility.
+      value_beta_max: largest beta that POLAR-E's virtual caches reckon with, units of utility.
       expert_half_lives: half-lives of POLAR-E's value experts, shortest first, requests.
-      score_half_life: half-life of POLAR-E's scores of the experts, requests.
+      score_half_life: half-life of POLAR-E's scores of the experts at first, requests.
+      score_growth: the half-life is at least this share of the requests so far.
       epsilon: probability of a uniform choice of `epsilon_greedy`.
       thompson_scale: scale of `lin_ts`; None is `alpha`.
       use_half_life: half-life of `fastlibra`'s use probabilities, requests.
@@ -74,12 +73,11 @@ class Settings:
     sample: str = "recent"
     quota_scale: float = 1.0
     value_half_life: float = 100.0
-    experts_quota_scale: float = 1.5
     margin: float = 0.2
-    value_beta_ratio: float = 0.75
     value_beta_max: float = 0.5
     expert_half_lives: tuple[float, ...] = (30.0, 300.0, 3000.0)
     score_half_life: float = 500.0
+    score_growth: float = 0.125
     epsilon: float = 0.05
     thompson_scale: float | None = None
     use_half_life: float = 100.0
@@ -88,12 +86,12 @@ class Settings:
     hedge_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for label in ("alpha", "sigma", "theta_bound", "quota_scale", "experts_quota_scale"):
+        for label in ("alpha", "sigma", "theta_bound", "quota_scale", "score_growth"):
             checks.finite_at_least(label, getattr(self, label), 0.0)
         checks.between("ridge", self.ridge, checks.MIN_RIDGE, math.inf)
         for label in ("value_half_life", "score_half_life", "amortised_epochs", "use_half_life"):
             checks.finite_at_least(label, getattr(self, label), 0.0, above=True)
-        for label in ("margin", "value_beta_ratio", "value_beta_max", "hedge_scale"):
+        for label in ("margin", "value_beta_max", "hedge_scale"):
             checks.finite_at_least(label, getattr(self, label), 0.0)
         checks.finite_at_least("lecar_learning_rate", self.lecar_learning_rate, 0.0)
         checks.finite_at_least("lecar_discount", self.lecar_discount, 0.0, above=True)
@@ -240,7 +238,6 @@ def polar_oexp(problem: Problem, settings: Settings, *, name: str = "polar_oexp"
         controller=online_submodular.online_submodular(),
         controller_params=online_submodular.OnlineParams(
             rate=settings.hedge_scale * rate,
-            beta_ratio=settings.value_beta_ratio,
             beta_max=settings.value_beta_max,
         ),
         ends=epochs.fixed_epoch_ends(problem.horizon, length),
@@ -298,12 +295,12 @@ def polar_experts(
         controller=experts.experts(num_values=len(decays)),
         controller_params=experts.ExpertParams(
             value_decay=np.asarray(decays),
-            score_decay=_decay(settings.score_half_life),
-            beta_ratio=settings.value_beta_ratio,
+            score_half_life=settings.score_half_life,
+            score_growth=settings.score_growth,
             beta_max=settings.value_beta_max,
         ),
         cost_weight=cost_weight,
-        quota_scale=settings.experts_quota_scale if forced else 0.0,
+        quota_scale=settings.quota_scale if forced else 0.0,
     )
 
 

@@ -111,8 +111,14 @@ def _select_quota(
 def _select_relevant(
     params: RouterParams, state: RouterState, scores: Scores, inputs: RouteInputs
 ) -> Choice:
-    """POLAR-E: an adapter below its quota, only where it may be the best, cost left out."""
-    starved = jnp.where(state.pulls < inputs.quota, scores.index, -jnp.inf)
+    """POLAR-E: an adapter below its quota, only where it may be the best, cost left out.
+
+    A choice that has to page in at more than one unit of utility counts as so many.
+    """
+    price = jnp.where(inputs.resident, 1.0, jnp.maximum(inputs.paging_cost, 1.0))
+    spent = state.pulls.astype(scores.index.dtype) * price
+    quota = jnp.asarray(inputs.quota).astype(spent.dtype)
+    starved = jnp.where(spent < quota, scores.index, -jnp.inf)
     forced = jnp.max(starved) >= jnp.max(scores.index) - params.margin
     best = _best(net_of_paging(params, scores.index, inputs))
     return _choose(jnp.where(forced, _best(starved), best), forced)

@@ -30,8 +30,8 @@ ADMITTING: dict[str, tuple[Controller, Any]] = {
         experts.experts(num_values=3),
         experts.ExpertParams(
             value_decay=jnp.array([0.9, 0.99, 0.999], jnp.float32),
-            score_decay=jnp.float32(0.998),
-            beta_ratio=jnp.float32(0.75),
+            score_half_life=jnp.float32(300),
+            score_growth=jnp.float32(0.5),
             beta_max=jnp.float32(0.5),
         ),
     ),
@@ -248,19 +248,24 @@ def test_polar_a_admits_a_miss_worth_at_least_the_least_resident():
     assert step(params, fresh, inputs)[1].resident.tolist() == [False, False, True]
 
 
-def polar_e(requests: list[tuple[list[float], int]], switch: float = 1.0) -> list[Any]:
+def polar_e(
+    requests: list[tuple[list[float], int]], switch: float = 1.0, paging: float = 1.0
+) -> list[Any]:
     """`(state, admission)` after each `(utilities, choice)`: one value expert, decays of 1/2."""
     controller = experts.experts(num_values=1)
     assert controller.admit is not None
     step = jax.jit(controller.admit)
     half = jnp.float32(0.5)
     params = experts.ExpertParams(
-        value_decay=half[None], score_decay=half, beta_ratio=half, beta_max=half
+        value_decay=half[None],
+        score_half_life=jnp.float32(1),
+        score_growth=jnp.float32(0),
+        beta_max=half,
     )
     resident = jnp.array([True, False])
     state, after = start_of(controller, resident), []
     for mean, choice in requests:
-        cost = jnp.ones(2, jnp.float32)
+        cost = jnp.full(2, paging, jnp.float32)
         inputs = served(resident, choice, jnp.array(mean, jnp.float32), cost)
         inputs = inputs._replace(switch_cost=jnp.full(2, switch, jnp.float32))
         state, admission = step(params, state, inputs)
@@ -273,10 +278,11 @@ def test_polar_e_moves_its_virtual_cache_and_then_buys_what_it_has_missed_enough
     # q = (0, 0.6), both cost 1, K = 1: adapter 1 is routed around and misses 0.6 each time.
     after = polar_e([([0.0, 0.6], 0)] * 4)
     values = [state.value[:, 0].tolist() for state, _ in after]
-    np.testing.assert_allclose(values, [[0.4, 0.6], [0.6, 0.9], [0.3, 1.45], [0.15, 1.725]], 1e-6)
+    np.testing.assert_allclose(values, [[0.4, 1.0], [0.6, 1.5], [0.7, 1.75], [0.75, 1.875]], 1e-6)
     losses = [state.loss.tolist() for state, _ in after]
     # The virtual load of round 2 costs 1; from round 3 on the value expert leads.
-    np.testing.assert_allclose(losses, [[0.6, 0.6], [1.9, 0.9], [0.95, 1.05], [0.475, 1.125]], 1e-6)
+    wanted = [[0.0, 0.0], [1.0, 0.0], [0.0, 0.1], [0.0, 0.65]]
+    np.testing.assert_allclose(losses, wanted, atol=1e-6)
     virtual = [state.sets[:, 0].tolist() for state, _ in after]
     assert virtual == [[True, False], [False, True], [False, True], [False, True]]
     deficits = [float(state.real_deficit[1]) for state, _ in after]
@@ -307,19 +313,40 @@ def test_the_lru_expert_follows_virtual_misses():
     assert state.last_use.tolist() == [-1, 0]
     assert state.sets[:, 0].tolist() == [False, True]
     # The real request was a hit on 0; adapter 1 is 1 short, which its load costs: bought.
-    np.testing.assert_allclose(state.loss, [1.0, 1.0])
+    np.testing.assert_allclose(state.loss, [0.0, 0.0])
     assert admission.bought.tolist() == [False, True]
+
+
+def test_polar_e_gives_its_only_slot_to_the_better_adapter_however_dear_paging_is():
+    # Nobody ever pages in at 3: only a load can bring adapter 1, worth 0.6 more each time.
+    after = polar_e([([0.0, 0.6], 0)] * 12, switch=3.0, paging=3.0)
+    virtual = [state.sets[:, 0].tolist() for state, _ in after]
+    assert virtual == [[True, False]] * 4 + [[False, True]] * 8
+    assert after[-1][1].resident.tolist() == [False, True]
+    assert sum(bool(a.bought[1]) for _, a in after) == 1
+
+
+def test_the_memory_of_the_scores_is_a_share_of_the_past():
+    params = experts.ExpertParams(
+        value_decay=jnp.ones(1, jnp.float32),
+        score_half_life=jnp.float32(500),
+        score_growth=jnp.float32(0.125),
+        beta_max=jnp.float32(0.5),
+    )
+    clocks = jnp.array([0, 4_000, 80_000, 10_000_000], jnp.int32)
+    half_lives = -1.0 / jnp.log2(experts.score_decay(params, clocks))
+    np.testing.assert_allclose(half_lives[:3], [500, 500, 10_000], rtol=2e-3)
+    assert float(half_lives[3]) > 5e5  # float32 cannot tell decays this close to 1 apart
 
 
 def test_optimism_of_the_virtual_caches_is_capped():
     params = experts.ExpertParams(
         value_decay=jnp.ones(1, jnp.float32),
-        score_decay=jnp.float32(1),
-        beta_ratio=jnp.float32(0.75),
+        score_half_life=jnp.float32(1),
+        score_growth=jnp.float32(0),
         beta_max=jnp.float32(0.1),
     )
     ones = jnp.ones(2, jnp.float32)
     inputs = served(jnp.ones(2, bool), 0, 0 * ones, ones, width=ones)
-    np.testing.assert_allclose(experts.optimistic_means(params, inputs), [0.1, 0.1])
-    loose = params.replace(beta_max=jnp.float32(9))
-    np.testing.assert_allclose(experts.optimistic_means(loose, inputs), [0.375, 0.375])
+    np.testing.assert_allclose(experts.optimistic_means(params.beta_max, inputs), [0.1, 0.1])
+    np.testing.assert_allclose(experts.optimistic_means(9.0, inputs), [0.5, 0.5])

@@ -24,9 +24,7 @@ BEST = [4, 5]
 
 def params_of(rate: float) -> online_submodular.OnlineParams:
     """Constants without optimism: `q` is the mean."""
-    return online_submodular.OnlineParams(
-        rate=jnp.float32(rate), beta_ratio=jnp.float32(0), beta_max=jnp.float32(0)
-    )
+    return online_submodular.OnlineParams(rate=jnp.float32(rate), beta_max=jnp.float32(0))
 
 
 def plan_of(

@@ -157,8 +157,11 @@ def test_residency_value_credits_what_residence_saves():
 def test_marginal_credits_compare_with_the_rest_of_the_set():
     value, cost = np.array([1.0, 0.8, 1.5, 0.1]), np.array([0.5, 0.5, 0.9, 0.5])
     resident = np.array([True, True, False, False])
-    credit = experts.marginal_credits(resident, value, cost)
+    credit = experts.marginal_credits(resident, value, cost, least=1)
     assert credit.tolist() == pytest.approx([0.2, 0.0, 0.5, 0.0])
+    # Adapter 2 in place of 0, which leaves the best to 1: worth 0.7 against 0's 0.2.
+    credit = experts.marginal_credits(resident, value, cost, least=0)
+    assert credit.tolist() == pytest.approx([0.2, 0.0, 0.7, 0.0])
 
 
 def test_experts_rent_until_the_deficit_pays_for_the_load():

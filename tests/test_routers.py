@@ -201,6 +201,22 @@ def test_forced_exploration_follows_its_quota(exploration, pulls, quota, expecte
     assert bool(choice.forced) == (expected[1] and exploration == "quota")
 
 
+@pytest.mark.parametrize(
+    ("cost", "resident", "forced"),
+    [(0.9, False, True), (3.0, False, False), (3.0, True, True)],
+)
+def test_exploring_by_a_dear_page_in_uses_up_more_of_the_quota(cost, resident, forced):
+    params = routers.RouterParams(margin=jnp.float32(0.6))
+    state = routers.init(params, num_adapters=N, context_dim=1)
+    state = state.replace(pulls=jnp.array([9, 1, 9, 9, 9], jnp.int32))
+    held = jnp.ones(N, bool).at[1].set(resident)
+    inputs = route_inputs(np.ones(1), quota=jnp.int32(3), resident=held)
+    inputs = inputs._replace(paging_cost=jnp.full(N, cost, jnp.float32))
+    router = routers.linucb(exploration="relevant")
+    choice = router.select(params, state, router.score(params, state, inputs), inputs)
+    assert bool(choice.forced) is forced
+
+
 def test_the_theory_schedule_is_its_formula():
     params = routers.RouterParams(sigma=0.5, delta=0.1, theta_bound=2.0, ridge=4.0)
     state = routers.init(params, num_adapters=2, context_dim=3)

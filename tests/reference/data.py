@@ -70,14 +70,13 @@ class ReferenceSettings:
     theta_bound: float = 1.0
     window: int = 512
     first_epoch: int = 64
-    quota_scale: float = 1.0  # kappa of polar_plus and polar_admit
-    experts_quota_scale: float = 1.5  # kappa of polar_experts
+    quota_scale: float = 1.0  # kappa
     half_life: float = 100.0
     margin: float = 0.2
-    value_beta_ratio: float = 0.75
     value_beta_max: float = 0.5
     half_lives: tuple[float, ...] = (30.0, 300.0, 3000.0)
     score_half_life: float = 500.0
+    score_growth: float = 0.125
     epsilon: float = 0.05
     thompson_scale: float | None = None  # None: alpha
     epoch_length: int | None = None  # None: ceil(sqrt(T))

@@ -24,23 +24,26 @@ def exchange(resident: Bools, out: int, into: int) -> None:
     resident[out], resident[into] = False, True
 
 
-def marginal_credits(resident: Bools, value: Floats, cost: Floats) -> Floats:
+def marginal_credits(resident: Bools, value: Floats, cost: Floats, least: int) -> Floats:
     """What each adapter's residence saves on this request, given the rest of the set.
 
     Args:
       resident: `[N]`.
       value: `[N]` the optimistic estimates `q`.
       cost: `[N]` paging costs.
+      least: the member that is worth least so far, `NO_VICTIM` for none.
 
     Returns:
-      `[N]`: for a member, what would be lost without it; for others, what they would add.
+      `[N]`: for a member, what would be lost without it; for others, what they would add
+      to the set without `least`.
     """
     base = float(np.max(value - cost))
     ranked = sorted([base, *value[resident]], reverse=True)
     credit = np.zeros(len(value))
+    others = max([base, *(value[i] for i in np.flatnonzero(resident) if i != least)])
     for i in range(len(value)):
         if not resident[i]:
-            credit[i] = max(0.0, value[i] - ranked[0])
+            credit[i] = max(0.0, value[i] - others)
     if np.any(resident):
         best = int(np.argmax(np.where(resident, value, -np.inf)))
         if value[best] == ranked[0]:
@@ -72,7 +75,8 @@ class ValueExpert:
         reached = virtual_value(self.resident, value, cost)
         top = int(np.argmax(value))
         self.values *= 2.0 ** (-1.0 / self.half_life)
-        self.values += marginal_credits(self.resident, value, cost)
+        least = least_resident(self.values, self.resident)
+        self.values += marginal_credits(self.resident, value, cost, least)
         out = least_resident(self.values, self.resident)
         if not self.resident[routed]:
             if out != NO_VICTIM and self.values[routed] >= self.values[out]:
@@ -121,7 +125,8 @@ class ExpertController:
         num_adapters = len(resident)
         self.cost = problem.paging_cost
         self.switch_cost = problem.switch_cost
-        self.score_decay = 2.0 ** (-1.0 / settings.score_half_life)
+        self.score_half_life = settings.score_half_life
+        self.score_growth = settings.score_growth
         self.value_experts = [
             ValueExpert(h, resident.copy(), np.zeros(num_adapters), np.zeros(num_adapters))
             for h in settings.half_lives
@@ -137,9 +142,10 @@ class ExpertController:
     def run_experts(self, t: int, value: Floats) -> None:
         """Scores every expert on this request, then lets it change its own set."""
         best_possible = float(np.max(value))
+        score_decay = 2.0 ** (-1.0 / max(self.score_half_life, self.score_growth * t))
         for e, resident in enumerate(self.virtual_sets()):
             loss = best_possible - virtual_value(resident, value, self.cost)
-            self.losses[e] = self.score_decay * self.losses[e] + loss
+            self.losses[e] = score_decay * self.losses[e] + loss
         for e, expert in enumerate(self.value_experts):
             self.losses[e] += expert.serve(value, self.cost)
         self.recency.serve(t, value, self.cost)

@@ -46,14 +46,11 @@ def reward_of(rounds: ReferenceRounds, t: int, action: int) -> float:
     return float(math.floor(total)) if rounds.binary_reward else total
 
 
-def round_quotas(
-    policy: str, horizon: int, problem: ReferenceProblem, settings: ReferenceSettings
-) -> list[int]:
-    """`n_m` of every round under the policy's own scale."""
-    expert = policy in routing.EXPERT_POLICIES
-    scale = settings.experts_quota_scale if expert else settings.quota_scale
+def round_quotas(horizon: int, problem: ReferenceProblem, settings: ReferenceSettings) -> list[int]:
+    """`n_m` of every round."""
     return epochs.quotas(
-        horizon, settings.first_epoch, scale, problem.cache_slots, len(problem.paging_cost)
+        *(horizon, settings.first_epoch, settings.quota_scale),
+        *(problem.cache_slots, len(problem.paging_cost)),
     )
 
 
@@ -196,12 +193,13 @@ def run_lane(
     resident = first_set(policy, problem, oracle_set)
     cache = Cache(policy, rounds, problem, settings, resident)
     lane = empty_lane(horizon, resident, model)
-    owed = round_quotas(policy, horizon, problem, settings)
+    owed = round_quotas(horizon, problem, settings)
     for t in range(horizon):
         lane.resident[t] = resident
         context = rounds.context[t]
         estimates = ridge.estimate(model, context, settings)
-        choice = routing.forced_choice(policy, estimates, owed[t], settings)
+        price = np.where(resident, 0.0, problem.paging_cost)
+        choice = routing.forced_choice(policy, estimates, price, owed[t], settings)
         lane.forced[t] = choice is not None
         if choice is None:
             choice = routing.router_choice(

@@ -40,6 +40,7 @@ def judge_choice(replay: Replay, choice: Choice, action: int, tolerance: float) 
 def forced_reading(
     policy: str,
     estimates: ridge.Estimates,
+    price: Floats,
     quota: int,
     settings: ReferenceSettings,
     forced: bool,
@@ -50,6 +51,7 @@ def forced_reading(
     Args:
       policy: name of the policy.
       estimates: of the request, before its update.
+      price: `[N]` what a choice would cost in paging now, units of utility.
       quota: `n_m`.
       settings: constants.
       forced: what the engine says.
@@ -61,12 +63,12 @@ def forced_reading(
     """
     if policy in routing.RELEVANT_FORCING:
         found = routing.relevant_forcing(
-            estimates.optimistic, estimates.pulls, quota, settings.margin
+            estimates.optimistic, estimates.pulls, price, quota, settings.margin
         )
         if not forced:
             return None, found is None or found[1] < tolerance
         return (None, False) if found is None else (found[0], found[1] >= -tolerance)
-    expected = routing.forced_choice(policy, estimates, quota, settings)
+    expected = routing.forced_choice(policy, estimates, price, quota, settings)
     return (expected if forced else None), forced == (expected is not None)
 
 
@@ -166,7 +168,7 @@ def replay_lane(
     horizon, context_dim = rounds.context.shape
     model = ridge.new_model(len(problem.paging_cost), context_dim, settings.ridge)
     ends = lanes.epoch_ends(policy, horizon, settings)
-    owed = lanes.round_quotas(policy, horizon, problem, settings)
+    owed = lanes.round_quotas(horizon, problem, settings)
     start = lanes.first_set(policy, problem, oracle_set)
     rule = eviction.new_rule(policy, rounds, problem, settings, start, tolerance)
     learners = lanes.new_learners(policy, start, problem, settings, horizon)
@@ -175,7 +177,7 @@ def replay_lane(
         action, now = int(actions[t]), resident[t]
         after = resident[t + 1] if t + 1 < horizon else None
         estimates = ridge.estimate(model, rounds.context[t], settings)
-        read = estimates, owed[t], settings, bool(forced[t]), tolerance
+        read = estimates, problem.paging_cost * ~now, owed[t], settings, bool(forced[t]), tolerance
         choice, flag_follows = forced_reading(policy, *read)
         replay.wrong_forced += not flag_follows
         routed = policy, t, estimates, now, rounds, problem, settings

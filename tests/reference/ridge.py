@@ -118,7 +118,7 @@ def estimate(model: RidgeModel, context: Floats, settings: ReferenceSettings) ->
     mean = means(model, context[None])[0]
     width = widths(model, context[None])[0]
     beta = confidence_scale(model.pulls, len(context), settings)
-    value_beta = np.minimum(settings.value_beta_ratio * beta, settings.value_beta_max)
+    value_beta = np.minimum(beta, settings.value_beta_max)
     return Estimates(
         mean=mean,
         width=width,

@@ -99,34 +99,38 @@ def blind_forcing(pulls: Ints, quota: int) -> Choice | None:
 
 
 def relevant_forcing(
-    optimistic: Floats, pulls: Ints, quota: int, margin: float
+    optimistic: Floats, pulls: Ints, price: Floats, quota: int, margin: float
 ) -> tuple[Choice, float] | None:
     """POLAR-E's rule: an adapter that is owed a choice, where it may be the best.
 
     Args:
       optimistic: `[N]` optimistic estimates, cost left out.
       pulls: `[N]` choices before this request.
+      price: `[N]` what a choice would cost in paging now, units of utility.
       quota: `n_m`.
       margin: how far below the best estimate it may be.
 
     Returns:
       The candidate and its slack (forced where `slack >= 0`), or None if nobody is owed.
     """
-    if not np.any(pulls < quota):
+    starved = pulls * np.maximum(1.0, price) < quota
+    if not np.any(starved):
         return None
-    owed = np.where(pulls < quota, optimistic, -np.inf)
+    owed = np.where(starved, optimistic, -np.inf)
     candidate = best_of(owed)
     slack = float(owed[candidate.action] - (np.max(optimistic) - margin))
     return candidate, slack
 
 
 def forced_choice(
-    policy: str, estimates: Estimates, quota: int, settings: ReferenceSettings
+    policy: str, estimates: Estimates, price: Floats, quota: int, settings: ReferenceSettings
 ) -> Choice | None:
     """The forced choice of this request under the policy's rule, or None."""
     if policy in BLIND_FORCING:
         return blind_forcing(estimates.pulls, quota)
     if policy in RELEVANT_FORCING:
-        found = relevant_forcing(estimates.optimistic, estimates.pulls, quota, settings.margin)
+        found = relevant_forcing(
+            estimates.optimistic, estimates.pulls, price, quota, settings.margin
+        )
         return found[0] if found is not None and found[1] >= 0 else None
     return None
