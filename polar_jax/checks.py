@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 # Below this, float32 statistics overflow: their inverses start at 1 / ridge.
 MIN_RIDGE = 1e-6
+# Contexts that a replan may be made on: memory, and what it would take.
+MAX_WINDOW = 65_536
 # Synthetic costs are divided by the price to give milliseconds.
 MIN_PRICE = 1e-9
 

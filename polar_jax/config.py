@@ -105,6 +105,8 @@ class RunConfig:
       noise: standard deviation of the reward noise, units of utility, at least 0; also the
         sigma of --beta theory. Not read by bernoulli, whose rewards are 0 or 1 (sigma 0.5).
       epoch_length: requests between two replans of polar, at least 1.
+      window: latest contexts that a replan of polar and polar_plus is made on, in [1, 65536];
+        a set chosen on few of them stays a little wrong for ever.
       switching_term: whether polar and polar_plus count the cost of loads when they replan.
       beta: confidence widths, constant (alpha) or theory (the proven schedule).
       out: folder for the results.
@@ -135,6 +137,7 @@ class RunConfig:
     ridge: float = 1.0
     noise: float = 0.1
     epoch_length: Annotated[int | None, _arg("INT", "square root of T, rounded up")] = None
+    window: int = 512
     switching_term: bool = True
     beta: str = "constant"
     out: Annotated[pathlib.Path | None, _arg("DIR", "next free of results/run-001, ...")] = None
@@ -202,6 +205,7 @@ def check_numbers(config: RunConfig) -> None:
     for option in ("segments", "epoch_length"):
         if getattr(config, option) is not None:
             checks.at_least(_flag(option), getattr(config, option), 1)
+    checks.between("--window", config.window, 1, checks.MAX_WINDOW, whole=True)
     if config.devices is not None:
         checks.between("--devices", config.devices, 1, MAX_DEVICES, whole=True)
     checks.at_least("--seed", config.seed, 0)

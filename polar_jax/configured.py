@@ -108,5 +108,6 @@ def policy_settings(config: RunConfig, *, binary_reward: bool) -> policies.Setti
         beta=config.beta,
         sigma=0.5 if binary_reward else config.noise,
         epoch_length=config.epoch_length,
+        window=config.window,
         switching_term=config.switching_term,
     )

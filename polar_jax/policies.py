@@ -15,6 +15,7 @@ import numpy as np
 from polar_jax import (
     checks,
     controllers,
+    environments,
     epochs,
     eviction,
     experts,
@@ -42,7 +43,8 @@ class Settings:
       amortised_epochs: loads are amortised over this many next epochs.
       search: search of `polar`'s replans.
       search_plus: search of `polar_plus`'s replans.
-      sample: contexts a replan sees, "recent" (512) or "reservoir" (uniform, 512).
+      sample: contexts a replan sees, "recent" or "reservoir" (uniform).
+      window: how many, in [1, 65536]; a reservoir has 512.
       quota_scale: kappa of the forced exploration of POLAR+, POLAR-A and POLAR-E.
       value_half_life: half-life of POLAR-A's residency values, requests.
       margin: POLAR-E explores adapters this close to the best index, units of utility.
@@ -71,6 +73,7 @@ class Settings:
     search: str = "greedy"
     search_plus: str = "exact"
     sample: str = "recent"
+    window: int = environments.RESERVOIR_SLOTS
     quota_scale: float = 1.0
     value_half_life: float = 100.0
     margin: float = 0.2
@@ -105,6 +108,11 @@ class Settings:
             checks.at_least("epoch_length", self.epoch_length, 1)
         checks.one_of("beta", self.beta, routers.BETAS)
         checks.one_of("sample", self.sample, ("recent", "reservoir"))
+        checks.between("window", self.window, 1, checks.MAX_WINDOW, whole=True)
+        if self.sample == "reservoir" and self.window != environments.RESERVOIR_SLOTS:
+            raise ValueError(
+                f"a reservoir has window = {environments.RESERVOIR_SLOTS}, got {self.window}."
+            )
         for label in ("search", "search_plus"):
             checks.one_of(label, getattr(self, label), replanning.SEARCHES)
         if not self.expert_half_lives:
@@ -188,6 +196,7 @@ def _compose(
             router=router or routers.linucb(beta=settings.beta),
             controller=controller,
             sample=settings.sample if replans else "recent",
+            window=settings.window if replans else environments.RESERVOIR_SLOTS,
         ),
         params=PolicyParams(
             router=_router_params(settings, cost_weight=cost_weight),

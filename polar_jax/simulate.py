@@ -26,9 +26,6 @@ from polar_jax.types import (
     Scores,
 )
 
-# Contexts that a replan sees.
-SAMPLE_ROUNDS = 512
-
 
 class Lane(NamedTuple):
     """One lane's constants: what is compiled (`rule`) and what is data."""
@@ -63,7 +60,7 @@ def init_lane(lane: Lane, resident: Array, *, context_dim: int) -> LaneState:
         ),
         resident=resident,
         pending_loads=jnp.zeros_like(resident),
-        sample=jnp.zeros((SAMPLE_ROUNDS, context_dim), dtype),
+        sample=jnp.zeros((lane.rule.window, context_dim), dtype),
     )
 
 
@@ -186,7 +183,7 @@ def run_rounds(
 def _recent(state: LaneState, rounds: Rounds, stop: Array) -> Array:
     """`[W, d]` the last `W` contexts up to `stop` rounds into the chunk."""
     seen = jnp.concatenate([state.sample, rounds.context])
-    return jax.lax.dynamic_slice_in_dim(seen, stop, SAMPLE_ROUNDS)
+    return jax.lax.dynamic_slice_in_dim(seen, stop, state.sample.shape[0])
 
 
 def _reservoir(state: LaneState, rounds: Rounds, stop: Array) -> Array:
@@ -194,8 +191,9 @@ def _reservoir(state: LaneState, rounds: Rounds, stop: Array) -> Array:
     position = jnp.arange(rounds.context.shape[0], dtype=jnp.int32)
     written = (position < stop) & (rounds.reservoir_slot >= 0)
     # Slot W does not exist, so what is not written is dropped; the last write wins.
-    slot = jnp.where(written, rounds.reservoir_slot, SAMPLE_ROUNDS)
-    last = jnp.full((SAMPLE_ROUNDS,), -1, jnp.int32).at[slot].max(position, mode="drop")
+    size = state.sample.shape[0]
+    slot = jnp.where(written, rounds.reservoir_slot, size)
+    last = jnp.full((size,), -1, jnp.int32).at[slot].max(position, mode="drop")
     return jnp.where(last[:, None] >= 0, rounds.context[jnp.maximum(last, 0)], state.sample)
 
 
@@ -206,8 +204,8 @@ def _sample(lane: Lane, state: LaneState, rounds: Rounds, stop: Array) -> Array:
 
 def _sample_weight(lane: Lane, served: Array, dtype: Any) -> Array:
     """`[W]` 1 for the contexts of rounds that took place, 0 for padding."""
-    slots = jnp.arange(SAMPLE_ROUNDS, dtype=jnp.int32)
-    filled = slots if lane.rule.sample == "reservoir" else SAMPLE_ROUNDS - 1 - slots
+    slots = jnp.arange(lane.rule.window, dtype=jnp.int32)
+    filled = slots if lane.rule.sample == "reservoir" else lane.rule.window - 1 - slots
     return (filled < served).astype(dtype)
 
 

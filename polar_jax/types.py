@@ -137,6 +137,7 @@ class Rule(NamedTuple):
     router: Router
     controller: Controller
     sample: str  # contexts a replan sees: "recent" ones or a uniform "reservoir"
+    window: int  # how many
 
 
 class PolicyParams(flax.struct.PyTreeNode):

@@ -161,6 +161,7 @@ def reference_settings(settings: policies.Settings | None) -> ReferenceSettings:
         thompson_scale=own.thompson_scale,
         epoch_length=own.epoch_length,
         switching_term=own.switching_term,
+        window=own.window,
         use_reservoir=own.sample == "reservoir",
         solver_plus=own.search_plus,
         use_half_life=own.use_half_life,

@@ -192,7 +192,7 @@ def test_the_help_names_every_policy_and_environment() -> None:
 
 def test_defaults_of_options_are_those_of_the_engine() -> None:
     settings, options = policies.Settings(), config.RunConfig()
-    for name in ("alpha", "ridge", "beta", "epoch_length", "switching_term"):
+    for name in ("alpha", "ridge", "beta", "epoch_length", "window", "switching_term"):
         assert getattr(options, name) == getattr(settings, name)
     assert options.noise == settings.sigma
     assert options.price_per_ms == lanes.Costs().price_per_ms

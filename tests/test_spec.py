@@ -302,7 +302,7 @@ def test_every_option_that_decides_rows_is_hashed() -> None:
         **{"adapters": 14, "slots": 3, "context_dim": 7, "horizon": 9, "seeds": 2, "seed": 1},
         **{"policies": "lfu", "environment": "sticky", "clusters": 5, "zipf": 1, "spread": 1},
         **{"theta_spread": 1, "stay": 0.5, "segments": 2, "period": 3, "costs": "synthetic:1"},
-        **{"price_per_ms": 1, "alpha": 1, "ridge": 2, "noise": 1, "epoch_length": 5},
+        **{"price_per_ms": 1, "alpha": 1, "ridge": 2, "noise": 1, "epoch_length": 5, "window": 9},
         **{"switching_term": False, "beta": "theory"},
     }
     assert {*changed, "paging"} == set(grid.KINDS)

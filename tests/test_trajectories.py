@@ -111,6 +111,8 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = {
         {"sample": "reservoir", "search_plus": "local_search", "first_epoch": 32},
         {},
     ),
+    "a short window": (("polar", "polar_plus"), {"window": 70, "first_epoch": 32}, {}),
+    "a window longer than a chunk": (("polar_plus",), {"window": 1_500}, {"horizon": 3_000}),
     "no switching term": (("polar", "polar_plus"), {"switching_term": False}, {}),
     "epochs of one round": (("polar",), {"epoch_length": 1}, {"horizon": 300}),
     "other constants": (
