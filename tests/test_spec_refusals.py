@@ -201,7 +201,10 @@ def test_filters_that_say_nothing_are_refused(text: str, words: str) -> None:
         ('[scaling]\naxes = "slots"', 'has no key "axes" (did you mean axis?)'),
         ("[scaling]", "[scaling] is empty; allowed: axis"),
         ("[scaling]\naxis = 3", "[scaling] axis must be the name of an axis; got 3"),
-        ("[report]\nchosen_on = 64", "[report] chosen_on must be a whole number in [1, 63], got 64"),
+        (
+            "[report]\nchosen_on = 64",
+            "[report] chosen_on must be a whole number in [1, 63], got 64",
+        ),
         ("[fixed]\nseeds = 1\n[report]\nchosen_on = 1", "chosen_on needs 2 or more seeds"),
         ('[report]\nx = "slots"', "[report] x needs an axis other than policy"),
         ('[report]\nx = "policy"\n[axes]\nslots = [1]', "[report] x must be one of slots"),
