@@ -15,7 +15,7 @@ import sweep_rows
 from matplotlib.image import imread
 
 from polar_jax import labels
-from polar_jax.sweep import figures, report, slots, studies, words
+from polar_jax.sweep import findings, report, slots, studies, words
 
 Rows = tuple[pl.DataFrame, dict[str, Any]]
 ALL = tuple(labels.LABELS)
@@ -322,7 +322,7 @@ def test_figures_of_many_policies_and_axes_are_pictures_of_a_sane_size() -> None
         "cache_slots": [1, 2, 4, 8, 12, 15],
     }
     table, manifest = sweep(axes, ALL, seeds=2, zipped=("environment", "period"))
-    found = report.study(table, manifest)
+    found = findings.study(table, manifest)
     drawn = report.draw(found)
     assert set(drawn) == {"winners", "ratios", "axis_costs", "axis_cache_slots", "slots"}
     for name, png in drawn.items():
@@ -343,7 +343,7 @@ def test_zipped_options_are_one_axis_and_named_by_what_they_change() -> None:
 
 def test_a_value_left_open_is_drawn_and_ranked_as_one_of_its_axis() -> None:
     table, manifest = sweep({"epoch_length": [None, 64], "cache_slots": [1, 4]}, LEARNT, seeds=2)
-    found = report.study(table, manifest)
+    found = findings.study(table, manifest)
     assert len(found.winners) == 4
     assert found.grid.place(found.winners[0].where) == "epoch length of POLAR = default, K = 1"
     assert "axis_cache_slots" in report.draw(found)
@@ -386,5 +386,5 @@ def test_text_from_users_is_escaped() -> None:
 
 
 def test_the_words_of_a_figure_name_its_part() -> None:
-    assert figures.words("regret_caching") == "regret, part of caching"
-    assert figures.words("loss_to_full", per_request=True) == "loss to full memory per request"
+    assert words.figure("regret_caching") == "regret, part of caching"
+    assert words.figure("loss_to_full", per_request=True) == "loss to full memory per request"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from polar_jax import drawing, labels
-from polar_jax.sweep import figures, scaling, studies
+from polar_jax.sweep import panels, scaling, studies, words
 from polar_jax.sweep.exponents import Fit
 
 
@@ -27,21 +27,21 @@ def exponents_png(fits: Sequence[Fit], columns: Sequence[str], axis: str) -> byt
     fitted = [one for one in fits if one.slope is not None and one.figure in columns]
     groups = studies.thinned(list(dict.fromkeys(one.group for one in fitted)), 3)
     most = max(len([one for one in fitted if one.figure == name]) for name in columns)
-    height = max(2.3, figures.LABEL_GAP * most / max(len(groups), 1) + 0.3)
+    height = max(2.3, panels.LABEL_GAP * most / max(len(groups), 1) + 0.3)
     size = (drawing.WIDTH, 0.6 + height * len(groups))
     figure = Figure(figsize=size, dpi=drawing.DPI, layout="constrained")
-    panels = figure.subplots(len(groups), len(columns), squeeze=False, sharex=True)
+    cells = figure.subplots(len(groups), len(columns), squeeze=False, sharex=True)
     for row, group in enumerate(groups):
         for column, name in enumerate(columns):
-            axes = panels[row, column]
+            axes = cells[row, column]
             here = [one for one in fitted if one.figure == name and one.group == group]
-            _fits(axes, here, axis, figures.LABEL_GAP / height)
+            _fits(axes, here, axis, panels.LABEL_GAP / height)
             place = ", ".join(f"{key.replace('_', ' ')} {studies.shown(v)}" for key, v in group)
-            words = figures.words(name)
-            title = f"{words}\n{place}" if place else words
+            heading = words.figure(name)
+            title = f"{heading}\n{place}" if place else heading
             axes.set_title(title, fontsize=drawing.FONT, loc="left")
             drawing.plain(axes)
-    for axes in panels[-1]:
+    for axes in cells[-1]:
         axes.set_xlabel(studies.TITLES.get(axis, axis), fontsize=drawing.FONT)
     figure.supylabel("mean over seeds, units of utility", fontsize=drawing.FONT)
     return drawing.png(figure)

@@ -10,7 +10,7 @@ import polars as pl
 
 from polar_jax import html, labels
 from polar_jax.summary import number
-from polar_jax.sweep import figures, scaling, studies, words
+from polar_jax.sweep import scaling, studies, words
 from polar_jax.sweep.bootstrap import Interval
 from polar_jax.sweep.exponents import AXES, Fit
 from polar_jax.sweep.slots import Knee
@@ -177,7 +177,7 @@ def fit_row(one: Fit) -> str:
         bend += f"<br>{html.text(one.verdict)}"
     cells = (
         f"{html.swatch(one.policy)}{html.text(labels.label(one.policy).name)}",
-        html.text(figures.words(one.figure)),
+        html.text(words.figure(one.figure)),
         html.text(_group(one) or _DASH),
         _interval(one.slope),
         f"{AXES[one.axis]} {studies.shown(span[0])} to {studies.shown(span[1])}",
@@ -202,7 +202,7 @@ def left_out(fits: Sequence[Fit]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for one in fits:
         letter, place = AXES[one.axis], _group(one)
-        who = f"{labels.label(one.policy).name}, {figures.words(one.figure)}"
+        who = f"{labels.label(one.policy).name}, {words.figure(one.figure)}"
         where = f" ({place})" if place else ""
         if one.slope is None:
             reasons.setdefault(f"not fitted{where}: {one.why_not}", []).append(who)

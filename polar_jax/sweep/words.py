@@ -240,3 +240,14 @@ def measured(axis: Axis) -> tuple[str, bool, str]:
     if axis.column in ("cache_slots", "price_per_ms", "costs"):
         return "loss_to_full", True, why
     return "loss_to_full", True, "Loss to full memory is never negative and compares all panels."
+
+
+def figure(name: str, *, per_request: bool = False) -> str:
+    """A figure's name for people, from its column."""
+    if name == "loss_to_full":
+        text = "loss to full memory"
+    elif name.startswith("regret_"):
+        text = f"regret, part of {name.removeprefix('regret_')}"
+    else:
+        text = name.replace("_", " ")
+    return f"{text} per request" if per_request else text
