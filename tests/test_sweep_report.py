@@ -5,42 +5,18 @@ import io
 import os
 import pathlib
 import re
-from typing import Any
 
 import numpy as np
 import pages
 import polars as pl
 import pytest
-import sweep_rows
 from matplotlib.image import imread
+from sweep_rows import LEARNT, Rows, facts, sweep
 
 from polar_jax import labels
 from polar_jax.sweep import findings, report, slots, studies, words
 
-Rows = tuple[pl.DataFrame, dict[str, Any]]
 ALL = tuple(labels.LABELS)
-LEARNT = ("polar_plus", "polar_experts", "lru")
-
-
-def sweep(
-    axes: dict[str, list[Any]], policies: tuple[str, ...] = (*LEARNT, "oracle"), **options: Any
-) -> Rows:
-    changes = {key: options.pop(key) for key in ("scaling", "report") if key in options}
-    table = sweep_rows.make_rows(axes, policies, **options)
-    zipped = options.get("zipped", ())
-    return table, sweep_rows.make_manifest(axes, table, zipped=zipped, **changes)
-
-
-def facts(**changes: Any) -> words.Facts:
-    plain = sweep_rows.FACTS | changes
-    return words.Facts(
-        seconds=plain["seconds"],
-        decisions=plain["decisions"],
-        shards_done=plain["shards_done"],
-        shards_total=plain["shards_total"],
-        mixed=plain["mixed"],
-        failures=plain["failures"],
-    )
 
 
 def with_loss(losses: dict[str, list[float]]) -> studies.Grid:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
+    MaxNLocator,
     NullFormatter,
     NullLocator,
     SymmetricalLogLocator,
@@ -19,6 +20,8 @@ from polar_jax import drawing, labels
 from polar_jax.sweep import panels, studies, words
 from polar_jax.sweep.slots import Knee
 from polar_jax.sweep.studies import Axis, Grid, Layout
+
+_MOST_STYLED = 4  # policies, beyond which line styles are theirs
 
 
 def axis_png(
@@ -40,49 +43,73 @@ def axis_png(
     rows = summary.with_columns(
         *((pl.col(f"{figure_name}_{end}") * scale).alias(end) for end in ("mean", "low", "high"))
     )
-    lay = studies.layout(grid, [axis.column])
+    lay = axis_layout(grid, axis)
     rows = rows.filter(*(pl.col(name).eq_missing(pl.lit(v)) for name, v in lay.held.items()))
     kept = _panel_filter(lay)
     rows = rows.filter(kept) if kept is not None else rows
-    direct = _labels_fit(lay, len(grid.policies))
-    height = max(2.1, panels.LABEL_GAP * len(grid.policies) + 0.3) if direct else 2.0
+    count = len(grid.policies) * (1 if lay.styles is None else 2)
+    direct = _labels_fit(lay, count) and (lay.styles is None or len(grid.policies) == 1)
+    height = max(2.1, panels.LABEL_GAP * count + 0.3) if direct else 2.0
     figure, cells = panels.make(lay, height)
     for number, row in enumerate(cells):
         shown = [_here(rows, lay, number * len(row) + column)["mean"] for column in range(len(row))]
         _y_scale(row, np.concatenate([one.to_numpy() for one in shown]))
-    for line, axes in enumerate(one for row in cells for one in row):
-        here = _here(rows, lay, line)
+    for panel, axes in enumerate(one for row in cells for one in row):
         _x_scale(axes, axis, cells.shape[1])
-        ends = {}
-        for policy in grid.policies:
-            mine = _along(here.filter(pl.col("policy") == policy), axis)
-            if mine.height:
-                # Many bands on top of each other would hide the lines.
-                panels.line(axes, mine, policy, band=0.13 if len(grid.policies) <= 8 else 0.06)
-                ends[policy] = (labels.label(policy).name, float(mine["mean"][-1]))
+        ends = _lines(axes, _here(rows, lay, panel), grid, axis, lay.styles)
         if direct:
             drawing.label_ends(axes, ends, gap=panels.LABEL_GAP / height)
+        if not ends:
+            drawing.note(axes, "no rows here")
         drawing.plain(axes)
-    panels.titles(
-        figure, cells, lay, axis.title, words.figure(figure_name, per_request=per_request)
-    )
+    beside = words.figure(figure_name, per_request=per_request)
+    panels.titles(figure, cells, lay, axis.title, beside)
     if not direct:
         panels.policy_legend(figure, grid.policies)
     return drawing.png(figure)
 
 
-def _labels_fit(lay: Layout, policies: int) -> bool:
+def axis_layout(grid: Grid, axis: Axis) -> Layout:
+    """Panels, styles and held values of the figure along an axis."""
+    # Colours tell policies; a few of them can do without line styles of their own.
+    return studies.layout(grid, [axis.column], styled=len(grid.policies) <= _MOST_STYLED)
+
+
+def _lines(
+    axes: Axes, rows: pl.DataFrame, grid: Grid, axis: Axis, styles: Axis | None
+) -> list[drawing.End]:
+    """Draws the lines of one panel; returns what they are called."""
+    ends = []
+    for policy in grid.policies:
+        mine = rows.filter(pl.col("policy") == policy)
+        for value in (None,) if styles is None else styles.values:
+            same = pl.lit(True) if styles is None else _is(styles, value)
+            line = _along(mine.filter(same), axis)
+            if line.is_empty():
+                continue
+            # Many bands on top of each other would hide the lines.
+            band = 0.13 if len(grid.policies) <= 8 else 0.06
+            dotted = styles is not None and value == styles.values[1]
+            panels.line(axes, line, policy, band=band, dotted=dotted)
+            text = labels.label(policy).name if styles is None else styles.name(value)
+            ends.append(drawing.End(policy, text, float(line["mean"][-1])))
+    return ends
+
+
+def _labels_fit(lay: Layout, lines: int) -> bool:
     """Whether names fit beside the lines: two panels at most, or few lines in a row of three."""
     columns = 1 if lay.columns is None else len(lay.columns[1])
     rows = 1 if lay.rows is None else len(lay.rows[1])
-    return rows * policies <= 25 and (columns <= 2 or (columns == 3 and policies <= 6))
+    return rows * lines <= 25 and (columns <= 2 or (columns == 3 and lines <= 6))
+
+
+def _is(axis: Axis, value: object) -> pl.Expr:
+    """Which rows have a value of an axis."""
+    return pl.col(axis.column).eq_missing(pl.lit(value))
 
 
 def _panel_filter(lay: Layout) -> pl.Expr | None:
-    kept = [
-        pl.any_horizontal(pl.col(a.column).eq_missing(pl.lit(value)) for value in values)
-        for a, values in _sides(lay)
-    ]
+    kept = [pl.any_horizontal(_is(axis, value) for value in values) for axis, values in _sides(lay)]
     return pl.all_horizontal(kept) if kept else None
 
 
@@ -95,7 +122,7 @@ def _here(rows: pl.DataFrame, lay: Layout, panel: int) -> pl.DataFrame:
     columns = 1 if lay.columns is None else len(lay.columns[1])
     for side, at in ((lay.rows, panel // columns), (lay.columns, panel % columns)):
         if side is not None:
-            rows = rows.filter(pl.col(side[0].column).eq_missing(pl.lit(side[1][at])))
+            rows = rows.filter(_is(side[0], side[1][at]))
     return rows
 
 
@@ -140,9 +167,12 @@ def _y_scale(row: Sequence[Axes] | np.ndarray, means: np.ndarray) -> None:
     """Linear within a decade; logarithmic beyond, through zero where signs change."""
     axes = row[0]
     values = means[np.isfinite(means)]
-    least, most = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not values.size:
+        axes.set_yticks([])
+        return
+    least, most = float(values.min()), float(values.max())
     wide = least <= 0.0 or most > 10.0 * least
-    if values.size and wide and np.unique(np.abs(values)).size > 2:
+    if wide and np.unique(np.abs(values)).size > 2:
         drawing.signed_log_scale(axes, values)
         axes.yaxis.set_minor_locator(NullLocator())
         if least > 0.0 and most < 300.0 * least:
@@ -181,6 +211,7 @@ def slots_png(knees: Sequence[Knee], grid: Grid, policies: Sequence[str]) -> byt
                 axes.axvspan(knee.low, knee.high, color="#eeeeee", zorder=0)
                 axes.axvline(knee.knee, color="#333333", linewidth=0.8, dashes=(4, 2), zorder=2)
             axes.set_ylim(bottom=0.0)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             drawing.plain(axes)
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: drawing.tick(value)))
         top = cells[0, column]

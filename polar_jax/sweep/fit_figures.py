@@ -49,7 +49,10 @@ def exponents_png(fits: Sequence[Fit], columns: Sequence[str], axis: str) -> byt
 
 def _fits(axes: Axes, fits: Sequence[Fit], axis: str, gap: float) -> None:
     axes.set(xscale="log", yscale="log")
-    ends = {}
+    if not fits:
+        axes.set_yticks([])
+        drawing.note(axes, "not fitted")
+    ends = []
     for one in sorted(fits, key=lambda one: float(one.mean[-1])):
         look = labels.label(one.policy)
         bars = 1.96 * one.error
@@ -60,7 +63,7 @@ def _fits(axes: Axes, fits: Sequence[Fit], axis: str, gap: float) -> None:
         style = (0, look.dashes) if look.dashes else "-"
         axes.plot(span, one.line_at(span), color=look.colour, linewidth=1.3, linestyle=style)
         slope = f"{one.slope.estimate:.2f}".replace("-", "\N{MINUS SIGN}")
-        ends[one.policy] = (f"{look.name} {slope}", float(one.mean[-1]))
+        ends.append(drawing.End(one.policy, f"{look.name} {slope}", float(one.mean[-1])))
     _theory(axes, fits, axis)
     for side in (axes.xaxis, axes.yaxis):
         side.set_major_formatter(FuncFormatter(lambda value, _: drawing.tick(value)))

@@ -1,7 +1,7 @@
 """What the figures of a sweep share: grids of panels, lines with bands, legends."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -13,6 +13,7 @@ from polar_jax.policies import ORACLES
 from polar_jax.sweep.studies import Layout
 
 LABEL_GAP = 1.25 * drawing.FONT / 72.0  # inches that one label at a line's end needs
+_DOTTED = (0.0, (1.0, 1.4))
 
 
 def make(lay: Layout, height: float) -> tuple[Figure, np.ndarray]:
@@ -43,7 +44,13 @@ def values(lay: Layout, panel: int) -> dict[str, Any]:
 
 
 def line(
-    axes: Axes, rows: pl.DataFrame, policy: str, *, width: float = 1.3, band: float = 0.13
+    axes: Axes,
+    rows: pl.DataFrame,
+    policy: str,
+    *,
+    width: float = 1.3,
+    band: float = 0.13,
+    dotted: bool = False,
 ) -> None:
     """One policy's means with their band.
 
@@ -53,6 +60,8 @@ def line(
       policy: whose they are.
       width: of the line, in points.
       band: opacity of the band, 0 for none; there is none where an end is not known.
+      dotted: dotted with open markers, whatever the policy's own style; the second value of
+        an axis that styles tell.
     """
     look = labels.label(policy)
     x = rows["x"].to_numpy()
@@ -61,14 +70,20 @@ def line(
         rows["mean"].to_numpy(),
         color=look.colour,
         linewidth=width * (0.7 if policy in ORACLES else 1.0),
-        linestyle=(0, look.dashes) if look.dashes else "-",
+        linestyle=_DOTTED if dotted else _style(policy),
         marker="o",
-        markersize=2.2,
+        markersize=3.2 if dotted else 2.2,
+        markerfacecolor="white" if dotted else look.colour,
         zorder=2 if policy in ORACLES else 3,
     )
     low, high = (rows[end].cast(pl.Float64).to_numpy() for end in ("low", "high"))
     if band and np.isfinite(low).all() and np.isfinite(high).all():
         axes.fill_between(x, low, high, color=look.colour, alpha=band, linewidth=0, zorder=1)
+
+
+def _style(policy: str) -> Literal["-"] | tuple[float, tuple[float, ...]]:
+    dashes = labels.label(policy).dashes
+    return (0.0, dashes) if dashes else "-"
 
 
 def titles(figure: Figure, panels: np.ndarray, lay: Layout, below: str, beside: str) -> None:
@@ -99,8 +114,7 @@ def policy_legend(figure: Figure, policies: Iterable[str]) -> None:
     handles = []
     for policy in policies:
         look = labels.label(policy)
-        style = (0, look.dashes) if look.dashes else "-"
-        handles.append(Line2D([], [], color=look.colour, linestyle=style, label=look.name))
+        handles.append(Line2D([], [], color=look.colour, linestyle=_style(policy), label=look.name))
     figure.legend(
         handles=handles,
         loc="outside lower center",

@@ -4,6 +4,7 @@ import os
 import pathlib
 from typing import Any
 
+import matplotlib
 import polars as pl
 
 from polar_jax import html
@@ -20,6 +21,10 @@ from polar_jax.sweep.findings import Study
 from polar_jax.sweep.words import Facts
 
 _FITTED = ("regret", "regret_routing", "regret_caching", "loss_to_full")
+
+
+class DrawingError(Exception):
+    """A figure that cannot be drawn."""
 
 
 def render(table: pl.DataFrame, manifest: dict[str, Any], facts: Facts) -> str:
@@ -43,7 +48,7 @@ def render(table: pl.DataFrame, manifest: dict[str, Any], facts: Facts) -> str:
 def write(
     out: pathlib.Path, table: pl.DataFrame, manifest: dict[str, Any], facts: Facts
 ) -> list[pathlib.Path]:
-    """Writes the page, its figures and its tables; each file whole or not at all.
+    """Writes the tables, then the figures and the page; each file whole or not at all.
 
     Args:
       out: the sweep's folder.
@@ -57,15 +62,26 @@ def write(
     Raises:
       ValueError: if there are no rows.
       OSError: if a file cannot be written.
+      DrawingError: if a figure cannot be drawn; the tables are written by then.
     """
     found = findings.study(table, manifest)
-    pngs = draw(found)
-    page = _page(found, pngs, manifest, facts).encode()
     frames = report_tables.frames(found.summary, found.winners, found.knees, found.fits)
-    files = {out / "figures" / f"{name}.png": data for name, data in pngs.items()}
-    for name, frame in frames.items():
-        files[out / f"{name}.csv"] = frame.write_csv().encode()
-    files[out / "report.html"] = page
+    written = _write(
+        {out / f"{name}.csv": one.write_csv().encode() for name, one in frames.items()}
+    )
+    try:
+        pngs = draw(found)
+    except Exception as error:  # Whatever a drawing library may raise.
+        said = f"{type(error).__name__}: {error}"
+        raise DrawingError(
+            f"a figure cannot be drawn ({said}), so there is no new report.html; the tables in "
+            f"{str(out)!r} are new."
+        ) from error
+    written += _write({out / "figures" / f"{name}.png": data for name, data in pngs.items()})
+    return written + _write({out / "report.html": _page(found, pngs, manifest, facts).encode()})
+
+
+def _write(files: dict[pathlib.Path, bytes]) -> list[pathlib.Path]:
     for path, data in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -83,6 +99,12 @@ def draw(found: Study) -> dict[str, bytes]:
     Args:
       found: from `study`.
     """
+    # Texts of users may hold dollars, which are no formulas.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        return _draw(found)
+
+
+def _draw(found: Study) -> dict[str, bytes]:
     grid, pngs = found.grid, {}
     if len(found.winners) > report_sections.MOST_ROWS and len(findings.long_axes(grid)) > 1:
         pngs["winners"] = winner_figures.winners_png(found.winners, grid)

@@ -5,7 +5,7 @@ import numpy as np
 from polar_jax import html, labels
 from polar_jax.policies import ORACLES
 from polar_jax.summary import number
-from polar_jax.sweep import findings, report_tables, slots, studies, winner_figures, words
+from polar_jax.sweep import figures, findings, report_tables, slots, studies, winner_figures, words
 from polar_jax.sweep.exponents import FIGURES
 from polar_jax.sweep.findings import Study
 
@@ -115,7 +115,7 @@ def axes(found: Study, pngs: dict[str, bytes], first: str) -> str:
     ):
         png = pngs.get(f"axis_{axis.column}")
         if png is not None:
-            lay = studies.layout(found.grid, [axis.column])
+            lay = figures.axis_layout(found.grid, axis)
             caption = (
                 f"{words.measured(axis)[2]} Means over seeds with 95 % bands"
                 f"{', oracles thin' * any(p in ORACLES for p in found.grid.policies)}. "

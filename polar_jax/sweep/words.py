@@ -214,15 +214,23 @@ def held(grid: Grid, lay: Layout) -> str:
         if side is not None and len(side[1]) < len(side[0].values):
             axis, values = side
             parts.append(f"{len(values)} of {len(axis.values)} values of {axis.title} have panels.")
+    if lay.styles is not None:
+        plain, dotted = (lay.styles.name(value) for value in lay.styles.values)
+        parts.append(f"Dotted lines with open points: {dotted}; the others: {plain}.")
     fixed = [
         f"{axis.title} is held at {axis.number(lay.held[axis.column])}"
-        + (" (its middle value)" if axis.numbers is not None and len(axis.values) > 2 else "")
+        + " (its middle value)" * _in_the_middle(axis, lay.held[axis.column])
         for axis in grid.axes
         if axis.column in lay.held and len(axis.values) > 1
     ]
     if fixed:
         parts.append(f"{listed(fixed)}; nothing is averaged over it.")
     return " ".join(parts)
+
+
+def _in_the_middle(axis: Axis, value: object) -> bool:
+    values = axis.values
+    return axis.numbers is not None and len(values) > 2 and value == values[(len(values) - 1) // 2]
 
 
 def measured(axis: Axis) -> tuple[str, bool, str]:
