@@ -332,6 +332,23 @@ def test_numbers_zipped_together_stay_an_axis_of_numbers() -> None:
     assert (axis.column, axis.numbers) == ("horizon", (1_000.0, 4_000.0))
 
 
+def test_zipped_numbers_that_no_single_one_tells_apart_are_joined() -> None:
+    axes = {"alpha": [0.1, 0.1, 1.0, 1.0], "noise": [0.1, 1.0, 0.1, 1.0]}
+    table, manifest = sweep(axes, seeds=3, zipped=("alpha", "noise"))
+    grid = studies.grid(table, manifest)
+    (axis,) = grid.axes
+    assert axis.column == "alpha, noise"
+    assert axis.values[1] == "confidence factor alpha 0.1, reward noise 1"
+    assert len(axis.values) == len(studies.winners(grid)) == 4
+    assert (studies.summaries(grid)["seeds"] == 3).all()
+
+
+def test_rows_that_no_axis_tells_apart_are_refused() -> None:
+    table, manifest = sweep({"alpha": [0.1, 1.0]}, seeds=2)
+    with pytest.raises(ValueError, match="the same seed and policy"):
+        studies.winners(studies.grid(table, manifest | {"axes": []}))
+
+
 def test_further_axes_are_held_and_not_averaged() -> None:
     axes = {
         "horizon": [1_000, 2_000, 3_000, 4_000, 5_000],

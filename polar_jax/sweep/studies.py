@@ -172,7 +172,7 @@ def grid(table: pl.DataFrame, manifest: dict[str, Any]) -> Grid:
     axes = []
     table = table.drop("curve_round", "curve_regret", "curve_loss_to_full", strict=False)
     for columns in blocks.values():
-        if len(columns) > 1 and not all(table[name].dtype.is_numeric() for name in columns):
+        if len(columns) > 1 and not _told_by_one(table, columns):
             table, columns = _joined(table, columns), [", ".join(columns)]
         axes.append(_axis(table, columns))
     found = table["policy"].unique().to_list()
@@ -182,6 +182,14 @@ def grid(table: pl.DataFrame, manifest: dict[str, Any]) -> Grid:
     learnt = tuple(name for name in policies if name not in ORACLES)
     chosen_on = (manifest.get("report") or {}).get("chosen_on")
     return Grid(table, tuple(axes), tuple(policies), learnt, chosen_on)
+
+
+def _told_by_one(table: pl.DataFrame, columns: list[str]) -> bool:
+    """Whether a block of zipped options is numbers, one of which tells all its steps apart."""
+    steps = table.select(columns).n_unique()
+    return all(table[name].dtype.is_numeric() for name in columns) and steps == max(
+        table[name].n_unique() for name in columns
+    )
 
 
 def _axis(table: pl.DataFrame, columns: list[str]) -> Axis:
@@ -300,9 +308,17 @@ def by_seed(rows: pl.DataFrame, key: str, value: str) -> tuple[list[Any], np.nda
 
     Returns:
       The values of `key`, `[S, P]` figures in that order and the `[S]` seeds; `S` may be 0.
+
+    Raises:
+      ValueError: if several rows have one seed and one value of `key`.
     """
+    if rows.select("seed", key).is_duplicated().any():
+        raise ValueError(
+            f"several rows have the same seed and {key}, so an axis that tells them apart is "
+            "missing from the manifest."
+        )
     names = rows[key].unique(maintain_order=True).to_list()
-    wide = rows.pivot(key, index="seed", values=value, aggregate_function="first")
+    wide = rows.pivot(key, index="seed", values=value)
     matrix = wide.select(pl.exclude("seed")).to_numpy().astype(np.float64)
     whole = np.isfinite(matrix).all(axis=1)
     return names, matrix[whole], wide["seed"].to_numpy()[whole]
