@@ -119,6 +119,30 @@ def test_an_axis_of_two_values_beyond_the_panels_has_a_line_style(texts: list[st
     assert figures.axis_layout(many.grid, axis).held == {"switching_term": True}
 
 
+def test_the_knees_that_are_drawn_are_held_where_there_are_some() -> None:
+    axes = {"alpha": [0.1, 0.5, 1.0], "noise": [0.1, 0.2, 0.3, 0.4], "cache_slots": [1, 4, 8]}
+    table, manifest = sweep(axes, ("lru",), seeds=2)
+    # The middle alpha was run with too few slots to look for a knee.
+    few = (pl.col("alpha") == 0.5) & (pl.col("cache_slots") > 4)
+    found = findings.study(table.filter(~few), manifest)
+    knees, lay = findings.shown_knees(found)
+    assert [knee.where["noise"] for knee in knees] == [0.1, 0.2, 0.3, 0.4]
+    assert {knee.where["alpha"] for knee in knees} == {0.1}
+    assert "alpha is held at 0.1;" in words.held(found.grid, lay)
+
+
+def test_one_knee_keeps_its_title_and_slots_are_whole_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(drawing, "png", lambda figure: drawn.append(figure) or b"")
+    found = findings.study(*sweep({"alpha": [0.5], "cache_slots": [1, 2, 3]}, ("lru",), seeds=2))
+    figures.slots_png(found.knees, found.grid, ("lru",))
+    axes = drawn[0].axes[0]
+    assert axes.get_title(loc="left") == "alpha = 0.5"
+    assert all(place == int(place) for place in axes.get_xticks())
+
+
 def test_dollars_in_names_are_no_formulas() -> None:
     axes = {"paging": ["a $x^{$ b.csv", "c.csv"], "cache_slots": [1, 2, 4]}
     assert report.draw(findings.study(*sweep(axes, seeds=2))).keys() >= {"ratios", "slots"}

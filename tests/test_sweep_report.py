@@ -191,6 +191,10 @@ def test_no_rows_are_an_error() -> None:
         ([1, 2, 3, 4, 5], [10.0, 6.0, 6.0, 2.0, 1.9], 4),
         # 6 % of the whole is worth a slot, 4 % is not.
         ([1, 2, 3, 4], [100.0, 10.0, 4.0, 0.0], 3),
+        # Of 30 equal steps none saves 5 %, and all pay.
+        (list(range(1, 32)), [float(31 - k) for k in range(31)], 31),
+        # The same with a tail of slots that save next to nothing.
+        (list(range(1, 32)), [float(max(20 - k, 0)) for k in range(31)], 21),
         ([1, 2, 3], [1.0, 2.0, 3.0], 1),
         ([1, 2, 3], [1.0, 1.0, 1.0], 1),
     ],
@@ -234,6 +238,36 @@ def test_slots_that_save_nothing_do_not_pay() -> None:
     assert "do not pay" in slots.sentence(knee, flat, 0.0154)
     (control,) = slots.knees(studies.grid(table, manifest))
     assert control.pays
+
+
+def test_a_share_that_is_not_known_is_left_out_of_the_sentence() -> None:
+    table, manifest = sweep({"cache_slots": [1, 2, 3]}, ("lru",), seeds=8)
+    # One seed gains so much that the mean saves: in a resample without it nothing does.
+    gain = pl.when(pl.col("seed") == 0).then(50.0).otherwise(-1.0)
+    first = pl.col("cache_slots") == 1
+    table = table.with_columns(loss_to_full=100.0 + pl.when(first).then(gain).otherwise(0.0))
+    grid = studies.grid(table, manifest)
+    (knee,) = slots.knees(grid)
+    assert not np.isfinite(knee.kept.low)
+    # Its interval is wide, so that sentence is another; this one is for certain wholes.
+    certain = knee._replace(whole=knee.whole._replace(half_width=np.float64(0.0)))
+    text = slots.sentence(certain, grid, None)
+    assert "nan" not in text
+    assert "inf" not in text
+    assert "(the knee itself is" in text
+
+
+def test_the_price_is_told_where_it_makes_the_costs() -> None:
+    for fixed, told in (({}, True), ({"costs": "synthetic:0.3"}, False)):
+        table, manifest = sweep({"cache_slots": [1, 4, 8]}, LEARNT, seeds=3)
+        found = findings.study(table, manifest | {"fixed": manifest["fixed"] | fixed})
+        text = slots.sentence(found.knees[0], found.grid, found.price)
+        assert ("price per ms = 0.0154" in text) is told
+    axes = {"costs": ["synthetic:0.3", "qwen2.5-7b"], "cache_slots": [1, 4, 8]}
+    found = findings.study(*sweep(axes, LEARNT, seeds=3))
+    drawn, measured = (slots.sentence(knee, found.grid, found.price) for knee in found.knees)
+    assert "price per ms" not in drawn
+    assert "price per ms = 0.0154" in measured
 
 
 def test_exponents_of_a_known_law_are_found_drawn_and_written(tmp_path: pathlib.Path) -> None:

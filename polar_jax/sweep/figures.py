@@ -198,8 +198,10 @@ def slots_png(knees: Sequence[Knee], grid: Grid, policies: Sequence[str]) -> byt
     size = (drawing.WIDTH if len(knees) > 1 else 0.72 * drawing.WIDTH, 5.0)
     figure = Figure(figsize=size, dpi=drawing.DPI, layout="constrained")
     cells = figure.subplots(2, len(knees), squeeze=False, sharex=True)
-    differing = {
-        name for name in knees[0].where if len({str(one.where[name]) for one in knees}) == 1
+    alike = {
+        name
+        for name in knees[0].where
+        if len(knees) > 1 and len({str(one.where[name]) for one in knees}) == 1
     }
     for column, knee in enumerate(knees):
         for row, name in enumerate(("loss", "paging_ms")):
@@ -224,7 +226,7 @@ def slots_png(knees: Sequence[Knee], grid: Grid, policies: Sequence[str]) -> byt
                 fontsize=drawing.FONT,
                 va="top",
             )
-        top.set_title(grid.place(knee.where, differing), fontsize=drawing.FONT, loc="left")
+        top.set_title(grid.place(knee.where, alike), fontsize=drawing.FONT, loc="left")
         cells[1, column].set_xlabel("cache slots K", fontsize=drawing.FONT)
     cells[0, 0].set_ylabel("loss to full memory\nper request", fontsize=drawing.FONT)
     cells[1, 0].set_ylabel("paging, ms per request", fontsize=drawing.FONT)

@@ -9,7 +9,7 @@ from polar_jax.config import RunConfig
 from polar_jax.sweep import scaling, slots, studies
 from polar_jax.sweep.exponents import Fit
 from polar_jax.sweep.slots import Knee
-from polar_jax.sweep.studies import Grid, Record, Winner
+from polar_jax.sweep.studies import Grid, Layout, Record, Winner
 
 
 class Study(NamedTuple):
@@ -21,7 +21,7 @@ class Study(NamedTuple):
     records: list[Record]
     knees: list[Knee]
     fits: list[Fit]
-    price: float | None  # per millisecond where it is no axis
+    price: float | None  # per millisecond where it is no axis and makes the costs
 
 
 def study(table: pl.DataFrame, manifest: dict[str, Any]) -> Study:
@@ -39,7 +39,10 @@ def study(table: pl.DataFrame, manifest: dict[str, Any]) -> Study:
     """
     grid = studies.grid(table, manifest)
     winners = studies.winners(grid)
-    price = manifest["fixed"].get("price_per_ms", RunConfig.price_per_ms)
+    fixed = manifest["fixed"]
+    price: float | None = float(fixed.get("price_per_ms", RunConfig.price_per_ms))
+    if str(fixed.get("costs")).startswith(studies.SYNTHETIC) or grid.axis("price_per_ms"):
+        price = None
     return Study(
         grid=grid,
         summary=studies.summaries(grid),
@@ -47,7 +50,7 @@ def study(table: pl.DataFrame, manifest: dict[str, Any]) -> Study:
         records=studies.records(winners),
         knees=slots.knees(grid),
         fits=_fits(grid, manifest),
-        price=None if grid.axis("price_per_ms") is not None else float(price),
+        price=price,
     )
 
 
@@ -72,24 +75,29 @@ def long_axes(grid: Grid) -> list[studies.Axis]:
     return [axis for axis in grid.axes if len(axis.values) > 1]
 
 
-def shown_knees(found: Study) -> list[Knee]:
-    """A knee per price (or per value of the longest other axis), all else held."""
-    if not found.knees:
-        return []
+def shown_knees(found: Study) -> tuple[list[Knee], Layout]:
+    """A knee per price (or per value of the longest other axis), all else held.
+
+    Args:
+      found: from `study`.
+
+    Returns:
+      One to four knees, or none where there are none, and what is held: a combination that
+      has a knee.
+    """
     drawn = {slots.AXIS}
     price = next((a for n in ("price_per_ms", "costs") if (a := found.grid.axis(n))), None)
-    if price is None:
-        lay = studies.layout(found.grid, drawn)
-        side = lay.columns
-    else:
-        side = (price, studies.thinned(price.values, 4))
-    others = [axis for axis in found.grid.axes if axis.column not in drawn]
-    fixed = {
-        axis.column: axis.values[0 if axis.numbers is None else (len(axis.values) - 1) // 2]
-        for axis in others
-        if side is None or axis.column != side[0].column
-    }
-    kept = [k for k in found.knees if all(k.where[name] == v for name, v in fixed.items())]
-    if side is None:
-        return kept[:1] or found.knees[:1]
-    return [k for k in kept if k.where[side[0].column] in side[1]] or found.knees[:1]
+    side = studies.layout(found.grid, drawn).columns
+    axis = price if price is not None and len(price.values) > 1 else side and side[0]
+    if axis:
+        having = {knee.where[axis.column] for knee in found.knees}
+        side = (axis, studies.thinned([v for v in axis.values if v in having], 4))
+    among = [k for k in found.knees if side is None or k.where[side[0].column] in side[1]]
+    others = [
+        axis
+        for axis in found.grid.axes
+        if axis.column not in drawn and (side is None or axis.column != side[0].column)
+    ]
+    held = studies.middle(others, [tuple(k.where[a.column] for a in others) for k in among])
+    kept = [k for k in among if all(k.where[name] == value for name, value in held.items())]
+    return kept, Layout(side, None, held)

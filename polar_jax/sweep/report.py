@@ -124,7 +124,7 @@ def _draw(found: Study) -> dict[str, bytes]:
         parts = [name for name in columns if name not in shown]
         if parts:
             pngs["exponents_parts"] = fit_figures.exponents_png(found.fits, parts, axis)
-    knees = findings.shown_knees(found)
+    knees, _ = findings.shown_knees(found)
     if knees:
         pngs["slots"] = figures.slots_png(knees, grid, grid.learnt)
     return pngs

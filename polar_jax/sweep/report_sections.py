@@ -160,7 +160,8 @@ def slots_that_pay(found: Study, pngs: dict[str, bytes]) -> str:
     """How many slots pay off; empty where no knee was looked for."""
     if not found.knees:
         return ""
-    shown = found.knees if len(found.knees) <= _MOST_SENTENCES else findings.shown_knees(found)
+    drawn, lay = findings.shown_knees(found)
+    shown = found.knees if len(found.knees) <= _MOST_SENTENCES else drawn
     items = "".join(
         f"<li>{html.text(slots.sentence(knee, found.grid, found.price))}</li>" for knee in shown
     )
@@ -168,7 +169,7 @@ def slots_that_pay(found: Study, pngs: dict[str, bytes]) -> str:
     if "slots" in pngs:
         caption = (
             f"Bold: the best policy, with its 95 % band. Dashed: the knee; grey: 95 % of resampled "
-            f"seeds have it there. {slots.DEFINITION}."
+            f"seeds have it there. {slots.DEFINITION}. {words.held(found.grid, lay)}"
         )
         parts.append(html.figure(pngs["slots"], caption))
     parts.append(
@@ -182,9 +183,7 @@ def slots_that_pay(found: Study, pngs: dict[str, bytes]) -> str:
         "saved per slot,<br>ms paging",
     )
     rows = [
-        html.row(cells)
-        for knee in findings.shown_knees(found)
-        for cells in report_tables.saving_cells(knee, found.grid)
+        html.row(cells) for knee in drawn for cells in report_tables.saving_cells(knee, found.grid)
     ]
     parts.append(html.table(headings, rows))
     parts.append('<p class="small">All combinations are in <code>slots.csv</code>.</p>')

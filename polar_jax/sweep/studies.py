@@ -14,7 +14,7 @@ from polar_jax.policies import ORACLES
 from polar_jax.statistics import Estimate
 from polar_jax.sweep import bootstrap
 
-_SYNTHETIC = "synthetic:"
+SYNTHETIC = "synthetic:"
 NEAR = 1.1  # what counts as near the best, as a ratio of losses
 # Options that only some streams read; others are named without them.
 _READ_BY = {
@@ -199,8 +199,8 @@ def _axis(table: pl.DataFrame, columns: list[str]) -> Axis:
     numbers: dict[Any, float] | None = None
     if table[column].dtype.is_numeric() and None not in values:
         numbers = {value: float(value) for value in values}
-    elif all(str(value).startswith(_SYNTHETIC) for value in values):
-        numbers = {value: float(str(value).removeprefix(_SYNTHETIC)) for value in values}
+    elif all(str(value).startswith(SYNTHETIC) for value in values):
+        numbers = {value: float(str(value).removeprefix(SYNTHETIC)) for value in values}
     if numbers is not None:
         values = sorted(values, key=lambda value: numbers[value])
     title = TITLES.get(column, column.replace("_", " "))
