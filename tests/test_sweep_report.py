@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 import pages
@@ -14,7 +15,7 @@ from matplotlib.image import imread
 from sweep_rows import LEARNT, Rows, facts, sweep
 
 from polar_jax import labels
-from polar_jax.sweep import findings, report, slots, studies, words
+from polar_jax.sweep import findings, report, report_tables, slots, studies, words
 
 ALL = tuple(labels.LABELS)
 
@@ -273,6 +274,7 @@ def test_the_price_is_told_where_it_makes_the_costs() -> None:
 def test_exponents_of_a_known_law_are_found_drawn_and_written(tmp_path: pathlib.Path) -> None:
     axes = {"horizon": [10_000, 30_000, 100_000, 300_000, 1_000_000]}
     table, manifest = sweep(axes, LEARNT, seeds=16, scaling={"axis": "horizon"})
+    manifest["fixed"]["beta"] = "theory"
     written = report.write(tmp_path, table, manifest, facts())
     assert tmp_path / "figures" / "exponents.png" in written
     rows = pl.read_csv(tmp_path / "exponents.csv").filter(figure="regret_routing")
@@ -282,6 +284,45 @@ def test_exponents_of_a_known_law_are_found_drawn_and_written(tmp_path: pathlib.
     text = seen((tmp_path / "report.html").read_text("utf-8"))
     assert "Exponents against theory" in text
     assert f"{rows['slope'][0]:.2f} [{rows['slope_low'][0]:.2f}" in text
+    # The power law, and what it was fitted over, is more than the last decade.
+    assert set(rows["points_from"]) == {10_000.0}
+    assert set(rows["fitted_from"]) == {100_000.0}
+    assert "T 10,000 to 1,000,000" in text
+    law = rows.row(by_predicate=pl.col("policy") == "lru", named=True)
+    assert f"{law['factor']:.3g} [{law['factor_low']:.3g}, {law['factor_high']:.3g}]" in text
+
+
+def test_a_power_law_that_the_data_do_not_determine_is_a_dash() -> None:
+    axes = {"horizon": [10_000, 30_000, 100_000, 300_000]}
+    table, manifest = sweep(axes, ("lru",), seeds=16, scaling={"axis": "horizon"})
+    flat = findings.study(table.with_columns(regret=pl.lit(7.0)), manifest)
+    fit = next(one for one in flat.fits if one.figure == "regret")
+    assert fit.power is not None
+    assert np.isnan(fit.power.exponent.estimate)
+    assert "nan" not in report_tables.fit_row(fit).lower()
+
+
+@pytest.mark.parametrize("named", ["environment", "alpha"])
+def test_what_is_zipped_with_the_scaling_axis_reaches_the_fits(named: str) -> None:
+    horizons = [10_000, 30_000, 100_000, 300_000]
+    other = {"environment": ["rotating"] * 4, "alpha": [0.1, 0.2, 0.3, 0.4]}[named]
+    axes = {"horizon": horizons, named: other}
+    options: dict[str, Any] = {"seeds": 16, "scaling": {"axis": "horizon"}}
+    found = findings.study(*sweep(axes, ("lru",), zipped=tuple(axes), **options))
+    reasons = {one.why_not for one in found.fits if one.figure == "regret"}
+    wanted = {
+        "environment": "regret can be negative on rotating streams",
+        "alpha": "alpha changes along horizon too",
+    }
+    assert [str(reason).startswith(wanted[named]) for reason in reasons] == [True]
+    # Steps that share a horizon are told apart by the rest of their block.
+    twice = {
+        "horizon": [*horizons, *horizons],
+        "environment": ["clustered"] * 4 + ["sticky"] * 4,
+    }
+    found = findings.study(*sweep(twice, ("lru",), zipped=tuple(twice), **options))
+    fitted = [dict(one.group)["environment"] for one in found.fits if one.slope is not None]
+    assert fitted.count("clustered") > fitted.count("sticky") == 1
 
 
 def test_without_a_scaling_axis_there_are_no_exponents(

@@ -60,14 +60,26 @@ def _fits(grid: Grid, manifest: dict[str, Any]) -> list[Fit]:
     axis = scaling.axis_column(manifest["scaling"]["axis"])
     if axis not in grid.table.columns:
         return []
-    entries = manifest["axes"]
-    block = next((e.get("zipped") for e in entries if e["name"] == axis), None)
-    # What moves along with the scaling axis would leave one point to each fit.
-    by = [e["name"] for e in entries if block is None or e.get("zipped") != block]
-    columns = {"policy", "seed", *tables.SIZES, *tables.FIGURES, *by}
+    by, along = _beside(manifest["axes"], axis)
+    columns = {"policy", "seed", "mean_paging_cost", *tables.SIZES, *tables.FIGURES, *by, *along}
     arrays = {name: grid.table[name].to_numpy() for name in columns}
-    stream = manifest["fixed"].get("environment", RunConfig.environment)
-    return scaling.study(arrays, axis, by=by, stream=str(stream))
+    return scaling.study(arrays, axis, by=by, along=along, fixed=manifest["fixed"])
+
+
+def _beside(entries: list[dict[str, Any]], axis: str) -> tuple[list[str], list[str]]:
+    """The other axes: those that groups have one value of each, and those that move with it."""
+    own = next((entry for entry in entries if entry["name"] == axis), {})
+    block = [
+        entry
+        for entry in entries
+        if own.get("zipped") is not None and entry["zipped"] == own["zipped"] and entry is not own
+    ]
+    steps = set(zip(*(entry["values"] for entry in (own, *block)), strict=True)) if block else ()
+    others = [entry["name"] for entry in block if entry["name"] != "policy"]
+    # Where steps share a value of the axis, the others of the block tell them apart.
+    if len(steps) > len(set(own.get("values", ()))):
+        return [entry["name"] for entry in entries], []
+    return [entry["name"] for entry in entries if entry["name"] not in others], others
 
 
 def long_axes(grid: Grid) -> list[studies.Axis]:

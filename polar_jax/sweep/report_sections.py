@@ -134,8 +134,8 @@ def exponents(found: Study, pngs: dict[str, bytes]) -> str:
     parts = ["<h2>Exponents against theory</h2>"]
     caption = (
         "Points: means with 95 % intervals. Coloured lines: slopes fitted over the range that "
-        "they span, given beside the names. Grey lines: slopes of theory, drawn through the "
-        "last point of the lowest policy that each holds for."
+        "they span, given beside the names; thin: A + B x^p over all points. Grey lines: slopes of "
+        "theory, drawn a little below the lowest policy that each holds for."
     )
     parts += [html.figure(pngs[n], caption) for n in ("exponents", "exponents_parts") if n in pngs]
     for name in _FITTED_IN_ORDER:
