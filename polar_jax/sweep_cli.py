@@ -216,11 +216,12 @@ def _write_report(out: pathlib.Path) -> tuple[list[pathlib.Path], int]:
 
 
 def _compare(options: commands.Compare) -> int:
-    from polar_jax import console, sweep
-    from polar_jax.sweep import compare
+    from polar_jax import console
+    from polar_jax.sweep import compare, pairing
 
-    found = compare.compare(sweep.load(options.left), sweep.load(options.right))
-    compare.print_comparison(console.stdout(), found)
+    left, right, differing = pairing.paired(pairing.read(options.left), pairing.read(options.right))
+    found = compare.compare(left.rows, right.rows)
+    compare.print_comparison(console.stdout(), found._replace(differing=tuple(differing)))
     return 0
 
 

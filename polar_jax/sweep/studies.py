@@ -17,7 +17,7 @@ from polar_jax.sweep import bootstrap
 SYNTHETIC = "synthetic:"
 NEAR = 1.1  # what counts as near the best, as a ratio of losses
 # Options that only some streams read; others are named without them.
-_READ_BY = {
+READ_BY = {
     "period": ("rotating",),
     "segments": ("sticky", "drifting"),
     "stay": ("sticky", "drifting"),
@@ -219,7 +219,7 @@ def _joined(table: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
         ", ".join(
             _member(name, row[name])
             for name in columns
-            if name not in _READ_BY or row.get("environment", "") in ("", *_READ_BY[name])
+            if name not in READ_BY or row.get("environment", "") in ("", *READ_BY[name])
         )
         for row in rows.to_dicts()
     ]
