@@ -10,7 +10,7 @@ import pytest
 from sweep_rows import LEARNT, Rows, facts, sweep
 
 from polar_jax import cli, drawing
-from polar_jax.sweep import figures, findings, report, studies, words
+from polar_jax.sweep import figures, findings, layouts, report, studies, words
 
 HORIZONS = [10_000, 30_000, 100_000, 300_000]
 
@@ -86,12 +86,12 @@ def test_held_values_are_a_combination_that_has_rows() -> None:
     }
     table, manifest = sweep(axes, ("lru",), seeds=1)
     grid = studies.grid(table.filter(pl.col("cache_slots") <= pl.col("num_adapters")), manifest)
-    lay = studies.layout(grid, ["horizon"])
+    lay = layouts.layout(grid, ["horizon"])
     # The middle, 4 adapters with 6 slots, was filtered out.
     assert lay.held == {"num_adapters": 4, "cache_slots": 4}
     assert "(its middle value)" not in words.held(grid, lay)
     whole = studies.grid(table, manifest)
-    lay = studies.layout(whole, ["horizon"])
+    lay = layouts.layout(whole, ["horizon"])
     assert lay.held == {"num_adapters": 4, "cache_slots": 6}
     assert "cache slots K is held at 6 (its middle value)" in words.held(whole, lay)
 

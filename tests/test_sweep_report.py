@@ -15,19 +15,9 @@ from matplotlib.image import imread
 from sweep_rows import LEARNT, Rows, facts, sweep
 
 from polar_jax import labels
-from polar_jax.sweep import findings, report, report_tables, slots, studies, words
+from polar_jax.sweep import findings, layouts, report, report_tables, slots, studies, words
 
 ALL = tuple(labels.LABELS)
-
-
-def with_loss(losses: dict[str, list[float]]) -> studies.Grid:
-    """One combination whose losses to full memory are given, a list over seeds per policy."""
-    table, manifest = sweep({}, tuple(losses), seeds=len(next(iter(losses.values()))))
-    known = {
-        (policy, seed): value for policy, row in losses.items() for seed, value in enumerate(row)
-    }
-    loss = [known[row["policy"], row["seed"]] for row in table.to_dicts()]
-    return studies.grid(table.with_columns(pl.Series("loss_to_full", loss)), manifest)
 
 
 def seen(page: str) -> str:
@@ -71,74 +61,6 @@ def test_the_page_says_what_was_run_and_the_numbers_of_the_rows(crossed: Rows, p
     assert re.match(rf"T = 4,000, K = 1 +{re.escape(labels.label(ranked[0]).name)}", row)
     for policy in ranked[1:]:
         assert f"{mean[policy] / mean[ranked[0]]:.2f} [" in row
-
-
-def test_oracles_never_win() -> None:
-    grid = with_loss({"oracle": [1.0, 1.0], "lru": [5.0, 6.0], "full_cache": [0.0, 0.0]})
-    (winner,) = studies.winners(grid)
-    assert winner.best == "lru"
-    assert winner.second is None
-    assert set(winner.ratios) == {"lru"}
-    assert "only policy" in words.verdict([winner], studies.records([winner]), grid)
-
-
-@pytest.mark.parametrize(("gap", "told_apart"), [(1.0, True), (0.0, False)])
-def test_a_margin_counts_only_where_its_interval_excludes_zero(
-    gap: float, told_apart: bool
-) -> None:
-    swing = [100.0, 200.0, 300.0, 400.0]  # what seeds do to both, removed by pairing
-    noise = [0.3, -0.3, 0.3, -0.2]
-    lru = [base + gap + extra for base, extra in zip(swing, noise, strict=True)]
-    (winner,) = studies.winners(with_loss({"polar_plus": swing, "lru": lru}))
-    assert winner.best == "polar_plus"
-    assert winner.told_apart is told_apart
-    assert winner.level == (() if told_apart else ("lru",))
-    assert winner.margin is not None
-    assert float(winner.margin.mean) == pytest.approx(gap + 0.025)
-
-
-def test_the_best_may_be_chosen_on_seeds_that_do_not_judge_it() -> None:
-    # LRU is lucky on the first two seeds and worse on the others.
-    losses = {"polar_plus": [10.0, 10.0, 10.0, 10.0, 10.0], "lru": [9.0, 9.0, 12.0, 13.0, 11.0]}
-    on_all = studies.winners(with_loss(losses))[0]
-    assert on_all.best == "polar_plus"
-    grid = with_loss(losses)._replace(chosen_on=2)
-    (winner,) = studies.winners(grid)
-    assert (winner.best, winner.second, winner.seeds) == ("lru", "polar_plus", 3)
-    assert winner.ratios["polar_plus"].value == pytest.approx(10.0 / 12.0)
-    assert winner.margin is not None
-    assert float(winner.margin.mean) == pytest.approx(-2.0)
-    found = {one.policy: one for one in studies.records([winner])}
-    assert found["polar_plus"].surely == 1
-    assert "chosen on the first 2 seeds" in words.judged(grid)
-    assert studies.winners(grid._replace(chosen_on=5)) == []
-
-
-def test_equal_policies_share_the_win() -> None:
-    equal = [1.0, 2.0, 4.0]
-    grid = with_loss({"polar_experts": equal, "polar_plus": equal, "lru": [2.0, 3.0, 5.0]})
-    winners = studies.winners(grid)
-    assert set(winners[0].tied) == {"polar_plus", "polar_experts"}
-    assert not winners[0].told_apart
-    found = {one.policy: one for one in studies.records(winners)}
-    assert [found[name].best for name in LEARNT] == [1, 1, 0]
-    assert [found[name].worst for name in LEARNT] == pytest.approx([1.0, 1.0, 10.0 / 7.0])
-
-
-def test_losses_of_zero_are_no_division() -> None:
-    (winner,) = studies.winners(with_loss({"polar": [0.0, 0.0], "lru": [1.0, 2.0], "lfu": [0, 0]}))
-    assert winner.ratios["lfu"] == (1.0, 1.0, 1.0)
-    assert winner.ratios["lru"].value == np.inf
-
-
-def test_limits_of_a_ratio_are_those_of_resampled_pairs() -> None:
-    base = np.array([1.0, 10.0, 3.0, 7.0, 2.0])
-    grid = with_loss({"polar": base.tolist(), "lru": (1.3 * base).tolist(), "lfu": [9.0] * 5})
-    (winner,) = studies.winners(grid)
-    # A constant factor has no spread, however much the seeds differ; another policy has.
-    assert winner.ratios["lru"] == pytest.approx((1.3, 1.3, 1.3))
-    low, high = winner.ratios["lfu"].low, winner.ratios["lfu"].high
-    assert 9.0 / 8.0 < low < winner.ratios["lfu"].value < high < 9.0
 
 
 def test_a_partial_sweep_is_ranked_on_seeds_that_all_policies_have() -> None:
@@ -432,7 +354,7 @@ def test_further_axes_are_held_and_not_averaged() -> None:
         "ridge": [1.0, 9.0],
     }
     grid = studies.grid(*sweep(axes, ("lru",), seeds=2))
-    lay = studies.layout(grid, ["cache_slots"])
+    lay = layouts.layout(grid, ["cache_slots"])
     assert lay.columns is not None
     assert lay.rows is not None
     assert (lay.columns[0].column, lay.columns[1]) == ("horizon", (1_000, 2_000, 4_000, 5_000))

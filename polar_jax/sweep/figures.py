@@ -17,9 +17,10 @@ from matplotlib.ticker import (
 )
 
 from polar_jax import drawing, labels
-from polar_jax.sweep import panels, studies, words
+from polar_jax.sweep import layouts, panels, words
+from polar_jax.sweep.layouts import Layout
 from polar_jax.sweep.slots import Knee
-from polar_jax.sweep.studies import Axis, Grid, Layout
+from polar_jax.sweep.studies import Axis, Grid
 
 _MOST_STYLED = 4  # policies, beyond which line styles are theirs
 
@@ -72,7 +73,7 @@ def axis_png(
 def axis_layout(grid: Grid, axis: Axis) -> Layout:
     """Panels, styles and held values of the figure along an axis."""
     # Colours tell policies; a few of them can do without line styles of their own.
-    return studies.layout(grid, [axis.column], styled=len(grid.policies) <= _MOST_STYLED)
+    return layouts.layout(grid, [axis.column], styled=len(grid.policies) <= _MOST_STYLED)
 
 
 def _lines(

@@ -6,10 +6,11 @@ import polars as pl
 
 from polar_jax import tables
 from polar_jax.config import RunConfig
-from polar_jax.sweep import scaling, slots, studies
+from polar_jax.sweep import layouts, scaling, slots, studies, words
 from polar_jax.sweep.exponents import Fit
+from polar_jax.sweep.layouts import Layout
 from polar_jax.sweep.slots import Knee
-from polar_jax.sweep.studies import Grid, Layout, Record, Winner
+from polar_jax.sweep.studies import Axis, Grid, Record, Winner
 
 
 class Study(NamedTuple):
@@ -21,6 +22,7 @@ class Study(NamedTuple):
     records: list[Record]
     knees: list[Knee]
     fits: list[Fit]
+    x: Axis | None  # of numbers, that the study is about
     price: float | None  # per millisecond where it is no axis and makes the costs
 
 
@@ -50,8 +52,16 @@ def study(table: pl.DataFrame, manifest: dict[str, Any]) -> Study:
         records=studies.records(winners),
         knees=slots.knees(grid),
         fits=_fits(grid, manifest),
+        x=_x(grid, manifest),
         price=price,
     )
+
+
+def _x(grid: Grid, manifest: dict[str, Any]) -> Axis | None:
+    """The axis that `[report] x` names, or that of numbers with most values."""
+    named = words.column((manifest.get("report") or {}).get("x") or "")
+    numeric = [axis for axis in long_axes(grid) if axis.numbers is not None]
+    return max(numeric, key=lambda axis: (axis.column == named, len(axis.values)), default=None)
 
 
 def _fits(grid: Grid, manifest: dict[str, Any]) -> list[Fit]:
@@ -99,17 +109,17 @@ def shown_knees(found: Study) -> tuple[list[Knee], Layout]:
     """
     drawn = {slots.AXIS}
     price = next((a for n in ("price_per_ms", "costs") if (a := found.grid.axis(n))), None)
-    side = studies.layout(found.grid, drawn).columns
+    side = layouts.layout(found.grid, drawn).columns
     axis = price if price is not None and len(price.values) > 1 else side and side[0]
     if axis:
         having = {knee.where[axis.column] for knee in found.knees}
-        side = (axis, studies.thinned([v for v in axis.values if v in having], 4))
+        side = (axis, layouts.thinned([v for v in axis.values if v in having], 4))
     among = [k for k in found.knees if side is None or k.where[side[0].column] in side[1]]
     others = [
         axis
         for axis in found.grid.axes
         if axis.column not in drawn and (side is None or axis.column != side[0].column)
     ]
-    held = studies.middle(others, [tuple(k.where[a.column] for a in others) for k in among])
+    held = layouts.middle(others, [tuple(k.where[a.column] for a in others) for k in among])
     kept = [k for k in among if all(k.where[name] == value for name, value in held.items())]
     return kept, Layout(side, None, held)

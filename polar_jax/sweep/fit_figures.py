@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import ArrayLike
 
 from polar_jax import drawing, labels
-from polar_jax.sweep import panels, studies, words
+from polar_jax.sweep import layouts, panels, studies, words
 from polar_jax.sweep.exponents import Fit
 
 _DASHES = ((6.0, 2.0), (1.0, 1.5), (6.0, 2.0, 1.0, 2.0), (3.0, 3.0))
@@ -32,7 +32,7 @@ def exponents_png(fits: Sequence[Fit], columns: Sequence[str], axis: str) -> byt
       lowest line they hold for.
     """
     fitted = [one for one in fits if one.slope is not None and one.figure in columns]
-    groups = studies.thinned(list(dict.fromkeys(one.group for one in fitted)), 3)
+    groups = layouts.thinned(list(dict.fromkeys(one.group for one in fitted)), 3)
     most = max(len([one for one in fitted if one.figure == name]) for name in columns)
     height = max(2.3, panels.LABEL_GAP * most / max(len(groups), 1) + 0.3)
     slopes = sorted({one.theory[0] for one in fitted if one.theory and one.group in groups})

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from polar_jax import drawing, labels
 from polar_jax.policies import ORACLES
-from polar_jax.sweep.studies import Layout
+from polar_jax.sweep.layouts import Layout
 
 LABEL_GAP = 1.25 * drawing.FONT / 72.0  # inches that one label at a line's end needs
 _DOTTED = (0.0, (1.0, 1.4))

@@ -106,10 +106,11 @@ def draw(found: Study) -> dict[str, bytes]:
 
 def _draw(found: Study) -> dict[str, bytes]:
     grid, pngs = found.grid, {}
-    if len(found.winners) > report_sections.MOST_ROWS and len(findings.long_axes(grid)) > 1:
-        pngs["winners"] = winner_figures.winners_png(found.winners, grid)
-    if len(found.records) > 1 and 1 < len(found.winners) <= winner_figures.MOST_CELLS:
-        pngs["ratios"] = winner_figures.ratios_png(found.winners, found.records, grid)
+    contested = [one for one in found.winners if one.contested]
+    if len(contested) > report_sections.MOST_ROWS and len(findings.long_axes(grid)) > 1:
+        pngs["winners"] = winner_figures.winners_png(contested, grid)
+    if 1 < len(contested) <= winner_figures.MOST_CELLS:
+        pngs["ratios"] = winner_figures.ratios_png(contested, found.records, grid)
     for axis in findings.long_axes(grid):
         if axis.numbers is not None:
             name, per_request, _ = words.measured(axis)
@@ -144,9 +145,7 @@ def _page(found: Study, pngs: dict[str, bytes], manifest: dict[str, Any], facts:
             f"<p>{html.text(words.what_was_run(manifest, facts))}</p>",
             warnings,
             report_sections.answer(found, pngs),
-            report_sections.axes(
-                found, pngs, words.column((manifest.get("report") or {}).get("x") or "")
-            ),
+            report_sections.axes(found, pngs),
             report_sections.exponents(found, pngs),
             report_sections.slots_that_pay(found, pngs),
             report_tables.section(found.grid, manifest, facts),

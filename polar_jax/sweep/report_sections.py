@@ -1,11 +1,22 @@
 """The sections of a sweep's report as HTML: who wins, axes, exponents, slots."""
 
+import itertools
+
 import numpy as np
 
 from polar_jax import html, labels
 from polar_jax.policies import ORACLES
 from polar_jax.summary import number
-from polar_jax.sweep import figures, findings, report_tables, slots, studies, winner_figures, words
+from polar_jax.sweep import (
+    figures,
+    findings,
+    layouts,
+    report_tables,
+    slots,
+    studies,
+    winner_figures,
+    words,
+)
 from polar_jax.sweep.exponents import FIGURES
 from polar_jax.sweep.findings import Study
 
@@ -13,19 +24,22 @@ _MOST_SENTENCES = 12  # on knees, before only those of the figure are told
 MOST_ROWS = 30  # combinations that are a table; more are a map
 MAIN = ("regret", "loss_to_full")
 _FITTED_IN_ORDER = (*MAIN, *(name for name in FIGURES if name not in MAIN))
+_MOST_MEANS = 400
+_MOST_OPEN = 100  # rows of a table that is open at once
 _DASH = "\N{EN DASH}"
 
 
 def answer(found: Study, pngs: dict[str, bytes]) -> str:
     """Who wins where: the verdict, tables, and maps of those in `pngs`, which are by name."""
     verdict = words.verdict(found.winners, found.records, found.grid)
+    if not found.records:
+        return _alone(found, verdict)
     parts = ["<h2>Where each policy wins</h2>", f'<p class="verdict">{html.text(verdict)}</p>']
-    if found.records:
-        parts.append(_records(found))
-    if 0 < len(found.winners) <= MOST_ROWS and len(found.records) > 1:
+    parts.append(_records(found))
+    if len(found.winners) <= MOST_ROWS:
         parts.append(_winners(found))
     if "winners" in pngs:
-        lay = studies.layout(found.grid, [a.column for a in winner_figures.map_axes(found.grid)])
+        lay = layouts.layout(found.grid, [a.column for a in winner_figures.map_axes(found.grid)])
         caption = (
             "The best learnt policy by loss to full memory, and what the second loses more. "
             "Hatched: the 95 % interval of the paired margin to the second contains 0. "
@@ -45,6 +59,25 @@ def answer(found: Study, pngs: dict[str, bytes]) -> str:
     return "\n".join(parts)
 
 
+def _alone(found: Study, verdict: str) -> str:
+    """Without policies to compare: where along its axis the only one loses least, and means."""
+    if len(found.grid.learnt) == 1 and found.x is not None:
+        counts = studies.least(found.summary, found.grid, found.x)
+        verdict += f" {words.least(counts, found.x)}"
+    shown = min(found.summary.height, _MOST_MEANS)
+    summary = f"Means over seeds with 95 % intervals, {shown} of {found.summary.height} rows"
+    rows = list(itertools.islice(report_tables.mean_rows(found.summary, found.grid), shown))
+    opened = " open" * (len(rows) <= _MOST_OPEN)
+    return "\n".join(
+        (
+            "<h2>What was measured</h2>",
+            f'<p class="verdict">{html.text(verdict)}</p>',
+            f"<details{opened}><summary>{summary}; all are in <code>summary.csv</code></summary>",
+            html.table(report_tables.MEAN_HEADINGS, rows) + "</details>",
+        )
+    )
+
+
 def _records(found: Study) -> str:
     headings = (
         "policy",
@@ -60,7 +93,7 @@ def _records(found: Study) -> str:
         worst = words.percent(one.worst) if np.isfinite(one.worst) else "best loses nothing"
         cells = (
             f"{html.swatch(one.policy)}{html.text(labels.label(one.policy).name)}",
-            f"{one.best} of {one.of}",
+            f"{one.best} of {one.of}" + f" ({one.shared} tied)" * bool(one.shared),
             str(one.clear),
             f"{one.near} of {one.of}",
             f"{one.surely} of {one.of}",
@@ -90,7 +123,11 @@ def _winners(found: Study) -> str:
             if not np.isnan(one.margin.half_width):
                 margin += f" [{number(one.margin.low)}, {number(one.margin.high)}]"
                 told = "yes" if one.told_apart else "no"
+            if len(one.tied) > 1:
+                margin = "exact tie"
         best = " = ".join(html.text(labels.label(name).name) for name in one.tied)
+        if not one.contested:
+            best = f"only {best}"
         cells = (
             html.text(found.grid.place(one.where) or "all rows"),
             html.swatch(one.best) + best,
@@ -107,11 +144,11 @@ def _winners(found: Study) -> str:
     )
 
 
-def axes(found: Study, pngs: dict[str, bytes], first: str) -> str:
-    """A figure per numeric axis, `first` before the others, which follow by length."""
+def axes(found: Study, pngs: dict[str, bytes]) -> str:
+    """A figure per numeric axis, that of the study before the others, which follow by length."""
     parts = []
     for axis in sorted(
-        findings.long_axes(found.grid), key=lambda axis: (axis.column != first, -len(axis.values))
+        findings.long_axes(found.grid), key=lambda axis: (axis != found.x, -len(axis.values))
     ):
         png = pngs.get(f"axis_{axis.column}")
         if png is not None:

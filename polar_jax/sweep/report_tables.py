@@ -33,6 +33,24 @@ FIT_HEADINGS = (
     "points<br>left out",
 )
 
+MEAN_HEADINGS = (
+    "policy",
+    "combination",
+    "loss to full memory<br>per request",
+    "regret<br>per request",
+    "hit rate, %",
+    "paging, ms<br>per request",
+    "loads, ms<br>per request",
+)
+_SUMS = ("loss_to_full", "regret")  # over a run; the others are means per request
+_MEANS = (
+    ("loss_to_full", 1.0),
+    ("regret", 1.0),
+    ("hit_rate", 100.0),
+    ("paging_ms_per_request", 1.0),
+    ("switching_ms_per_request", 1.0),
+)
+
 
 def frames(
     summary: pl.DataFrame, winners: Sequence[Winner], knees: Sequence[Knee], fits: Sequence[Fit]
@@ -178,6 +196,29 @@ def _amount(value: float) -> str:
 
 def _range(axis: str, first: float, last: float) -> str:
     return f"{AXES[axis]} {studies.shown(first)} to {studies.shown(last)}"
+
+
+def mean_rows(summary: pl.DataFrame, grid: Grid) -> Iterator[str]:
+    """A row of means per configuration, under `MEAN_HEADINGS`, in the order of the axes.
+
+    Args:
+      summary: from `studies.summaries`.
+      grid: the rows.
+    """
+    axes = [(axis.column, {value: n for n, value in enumerate(axis.values)}) for axis in grid.axes]
+    order = [*axes, ("policy", {name: n for n, name in enumerate(grid.policies)})]
+    for one in sorted(summary.to_dicts(), key=lambda row: [at[row[name]] for name, at in order]):
+        place = grid.place({name: one[name] for name, _ in axes}) or "all rows"
+        cells = [
+            f"{html.swatch(one['policy'])}{html.text(labels.label(one['policy']).name)}",
+            html.text(place),
+        ]
+        for name, scale in _MEANS:
+            factor = scale / one["horizon"] if name in _SUMS else scale
+            half = factor * (one[f"{name}_high"] - one[f"{name}_mean"] if one["seeds"] > 1 else 0)
+            text = _brief(factor * one[f"{name}_mean"])
+            cells.append(f"{text} ± {_brief(half)}" if one["seeds"] > 1 else text)
+        yield html.row(cells)
 
 
 def fit_row(one: Fit) -> str:

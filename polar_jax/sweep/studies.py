@@ -113,6 +113,11 @@ class Winner(NamedTuple):
     missing: tuple[str, ...]  # learnt policies without rows here
 
     @property
+    def contested(self) -> bool:
+        """Whether there was anybody to win against."""
+        return len(self.ratios) > 1
+
+    @property
     def told_apart(self) -> bool:
         """Whether the best's margin to the second is more than chance."""
         return self.margin is not None and float(self.margin.low) > 0.0
@@ -123,21 +128,13 @@ class Record(NamedTuple):
 
     policy: str
     best: int
+    shared: int  # best, with exactly the mean of another
     clear: int  # best, and told apart from the second
     near: int  # within 10 % of the best
     surely: int  # the upper 95 % limit too
     of: int
     worst: float  # largest ratio to the best
     worst_where: dict[str, Any]
-
-
-class Layout(NamedTuple):
-    """Which axes become panels, which one a style of lines, and what the others are held at."""
-
-    columns: tuple[Axis, tuple[Any, ...]] | None
-    rows: tuple[Axis, tuple[Any, ...]] | None
-    held: dict[str, Any]
-    styles: Axis | None = None  # of two values
 
 
 def shown(value: object) -> str:
@@ -382,21 +379,23 @@ def _ratios(loss: np.ndarray, best: int) -> list[Ratio]:
 
 
 def records(winners: Sequence[Winner]) -> list[Record]:
-    """Every learnt policy over all combinations, most often best first.
+    """Every learnt policy over all combinations of two or more, most often best first.
 
     Args:
       winners: from `winners`.
     """
-    names = list(dict.fromkeys(name for winner in winners for name in winner.ratios))
+    contested = [winner for winner in winners if winner.contested]
+    names = list(dict.fromkeys(name for winner in contested for name in winner.ratios))
     found = []
     for name in names:
-        here = [winner for winner in winners if name in winner.ratios]
+        here = [winner for winner in contested if name in winner.ratios]
         worst = max(here, key=lambda winner: winner.ratios[name].value)
         won = [winner for winner in here if name in winner.tied]
         found.append(
             Record(
                 policy=name,
                 best=len(won),
+                shared=sum(len(winner.tied) > 1 for winner in won),
                 clear=sum(winner.told_apart for winner in won),
                 near=sum(winner.ratios[name].value <= NEAR for winner in here),
                 surely=sum(winner.ratios[name].high <= NEAR for winner in here),
@@ -408,64 +407,21 @@ def records(winners: Sequence[Winner]) -> list[Record]:
     return sorted(found, key=lambda one: (-one.best, -one.near, one.worst))
 
 
-def layout(
-    grid: Grid,
-    drawn: Iterable[str],
-    *,
-    most_columns: int = 4,
-    most_rows: int = 3,
-    styled: bool = False,
-) -> Layout:
-    """Panels for a figure: the two longest axes that are not drawn, the others held.
+def least(summary: pl.DataFrame, grid: Grid, axis: Axis) -> list[tuple[Any, int]]:
+    """At which values of an axis the loss per request of the first learnt policy is least.
 
     Args:
+      summary: from `summaries`.
       grid: the rows.
-      drawn: columns of the axes inside a panel.
-      most_columns: panels side by side, at most; more values are thinned evenly.
-      most_rows: the same from top to bottom.
-      styled: whether a further axis of two values may be told by the style of lines.
+      axis: one of its axes.
 
     Returns:
-      The layout; the others are held at a combination that has rows, `middle`.
+      Values, and in how many combinations of the other axes each has the least mean; most
+      often first.
     """
-    inside = set(drawn)
-    others = [axis for axis in grid.axes if axis.column not in inside]
-    several = sorted((a for a in others if len(a.values) > 1), key=lambda a: -len(a.values))
-    panels = [
-        (axis, thinned(axis.values, most))
-        for axis, most in zip(several, (most_columns, most_rows), strict=False)
-    ]
-    pairs = (axis for axis in several[len(panels) :] if len(axis.values) == 2)
-    styles = next(pairs, None) if styled else None
-    chosen = {axis.column for axis, _ in panels} | ({styles.column} if styles else set())
-    left = [axis for axis in others if axis.column not in chosen]
-    held = middle(left, grid.table.select(axis.column for axis in left).unique().rows())
-    columns, rows = ([*panels, None, None])[:2]
-    return Layout(columns, rows, held, styles)
-
-
-def middle(axes: Sequence[Axis], combinations: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
-    """The combination that figures are held at: numbers in the middle, words at the first.
-
-    Args:
-      axes: what is held.
-      combinations: those there are, a value per axis; filters may leave out the very middle.
-
-    Returns:
-      The combination that lies fewest steps from the middle, by column; empty without any.
-    """
-    wanted = [0 if axis.numbers is None else (len(axis.values) - 1) // 2 for axis in axes]
-
-    def steps(values: tuple[Any, ...]) -> tuple[int, list[int]]:
-        places = [axis.values.index(value) for axis, value in zip(axes, values, strict=True)]
-        return sum(abs(a - b) for a, b in zip(places, wanted, strict=True)), places
-
-    nearest = min(combinations, key=steps, default=())
-    return dict(zip((axis.column for axis in axes), nearest, strict=False))
-
-
-def thinned(values: Sequence[Any], most: int) -> tuple[Any, ...]:
-    """At most `most` of the values, evenly spaced, both ends included."""
-    if len(values) <= most:
-        return tuple(values)
-    return tuple(values[round(place)] for place in np.linspace(0, len(values) - 1, most))
+    others = [one.column for one in grid.axes if one.column != axis.column]
+    mine = summary.filter(policy=grid.learnt[0])
+    ranked = mine.sort(pl.col("loss_to_full_mean") / pl.col("horizon"), maintain_order=True)
+    best = ranked.unique(others, keep="first", maintain_order=True) if others else ranked.head(1)
+    counts = best[axis.column].value_counts().rows()
+    return sorted(counts, key=lambda one: (-one[1], axis.values.index(one[0])))

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from polar_jax import drawing, labels
-from polar_jax.sweep import panels, studies
+from polar_jax.sweep import layouts, panels, studies
 from polar_jax.sweep.studies import Axis, Grid, Winner
 
 _LEVEL = "#ffffff"
@@ -22,14 +22,14 @@ def winners_png(winners: Sequence[Winner], grid: Grid) -> bytes:
     """A map of the best learnt policy over the two longest axes, panels for two others.
 
     Args:
-      winners: from `studies.winners`.
+      winners: from `studies.winners`, contested.
       grid: the sweep; two or more axes have several values.
 
     Returns:
       A PNG. Hatched cells: the seeds cannot tell the best from the second.
     """
     across, up = map_axes(grid)
-    lay = studies.layout(grid, [across.column, up.column])
+    lay = layouts.layout(grid, [across.column, up.column])
     height = 0.45 + 0.24 * len(up.values)
     room = drawing.WIDTH / (
         len(across.values) * (1 if lay.columns is None else len(lay.columns[1]))
@@ -76,10 +76,11 @@ def _cell(axes: Axes, x: int, y: int, winner: Winner, *, room: float) -> None:
     if winner.second is None or room < 0.42:
         return
     percent = 100.0 * (winner.ratios[winner.second].value - 1.0)
+    text = f"{percent:+.0f} %" if percent < 999.5 else ">999 %"
     axes.text(
         x,
         y,
-        f"+{percent:.0f} %" if percent < 999.5 else ">999 %",
+        "tie" if len(winner.tied) > 1 else text.replace("-", "\N{MINUS SIGN}"),
         ha="center",
         va="center",
         fontsize=drawing.FONT - 1.5,
@@ -109,7 +110,7 @@ def ratios_png(winners: Sequence[Winner], records: Sequence[studies.Record], gri
     """Loss to full memory of every learnt policy over the best's, a row per combination.
 
     Args:
-      winners: from `studies.winners`, at most `MOST_CELLS`.
+      winners: from `studies.winners`, contested, at most `MOST_CELLS`.
       records: from `studies.records`; their order is that of the columns.
       grid: the sweep.
 
