@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 from sweep_rows import LEARNT, Rows, facts, sweep
 
-from polar_jax import cli, drawing
-from polar_jax.sweep import figures, findings, layouts, report, studies, words
+from polar_jax import cli, drawing, labels
+from polar_jax.sweep import figures, findings, fit_figures, layouts, report, studies, words
 
 HORIZONS = [10_000, 30_000, 100_000, 300_000]
 
@@ -141,6 +141,47 @@ def test_one_knee_keeps_its_title_and_slots_are_whole_numbers(
     axes = drawn[0].axes[0]
     assert axes.get_title(loc="left") == "alpha = 0.5"
     assert all(place == int(place) for place in axes.get_xticks())
+
+
+def test_names_of_all_policies_lie_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(drawing, "png", lambda figure: drawn.append(figure) or b"")
+    axes = {"costs": ["synthetic:0.3", "synthetic:1"], "cache_slots": [1, 4], "alpha": [0.1, 0.5]}
+    found = findings.study(*sweep(axes, tuple(labels.LABELS), seeds=2))
+    axis = found.grid.axis("cache_slots")
+    assert axis is not None
+    figures.axis_png(found.summary, found.grid, axis, "loss_to_full", per_request=True)
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0.0
+    assert box.x1 <= figure.bbox.x1
+
+
+def test_theory_is_named_below_the_panels_and_drawn_where_lines_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(drawing, "png", lambda figure: drawn.append(figure) or b"")
+    table, manifest = sweep({"horizon": HORIZONS}, LEARNT, seeds=16, scaling={"axis": "horizon"})
+    found = findings.study(table, manifest)
+    fit_figures.exponents_png(found.fits, ["regret", "loss_to_full"], "horizon")
+    (figure,) = drawn
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "theory: slope 0.5",
+        "theory: slope 1",
+    ]
+    for axes in figure.axes:
+        assert axes.get_legend() is None
+        low, high = axes.get_ylim()
+        lines = [line for line in axes.lines if line.get_label().startswith("theory")]
+        assert len(lines) == 1
+        assert all(low <= value <= high for value in lines[0].get_ydata())
+    # A thin curve per policy: the power law, over all points.
+    thin = [line for line in figure.axes[0].lines if line.get_linewidth() == 0.5]
+    assert len(thin) == len(LEARNT)
+    assert thin[0].get_xdata()[[0, -1]] == pytest.approx([10_000, 300_000])
 
 
 def test_dollars_in_names_are_no_formulas() -> None:

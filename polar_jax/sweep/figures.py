@@ -22,6 +22,7 @@ from polar_jax.sweep.layouts import Layout
 from polar_jax.sweep.slots import Knee
 from polar_jax.sweep.studies import Axis, Grid
 
+_MOST_BANDED = 12
 _MOST_STYLED = 4  # policies, beyond which line styles are theirs
 
 
@@ -38,7 +39,7 @@ def axis_png(
       per_request: divide by the horizon.
 
     Returns:
-      A PNG; means with 95 % bands, bands missing for one seed.
+      A PNG; means with 95 % bands, which are missing for one seed and many policies.
     """
     scale = 1.0 / pl.col("horizon") if per_request else pl.lit(1.0)
     rows = summary.with_columns(
@@ -76,6 +77,11 @@ def axis_layout(grid: Grid, axis: Axis) -> Layout:
     return layouts.layout(grid, [axis.column], styled=len(grid.policies) <= _MOST_STYLED)
 
 
+def banded(grid: Grid) -> bool:
+    """Whether lines have bands: many on top of each other would hide the lines."""
+    return len(grid.policies) <= _MOST_BANDED
+
+
 def _lines(
     axes: Axes, rows: pl.DataFrame, grid: Grid, axis: Axis, styles: Axis | None
 ) -> list[drawing.End]:
@@ -88,8 +94,7 @@ def _lines(
             line = _along(mine.filter(same), axis)
             if line.is_empty():
                 continue
-            # Many bands on top of each other would hide the lines.
-            band = 0.13 if len(grid.policies) <= 8 else 0.06
+            band = (0.13 if len(grid.policies) <= 8 else 0.06) * banded(grid)
             dotted = styles is not None and value == styles.values[1]
             panels.line(axes, line, policy, band=band, dotted=dotted)
             text = labels.label(policy).name if styles is None else styles.name(value)

@@ -15,6 +15,7 @@ from polar_jax.sweep import layouts, panels, studies, words
 from polar_jax.sweep.exponents import Fit
 
 _DASHES = ((6.0, 2.0), (1.0, 1.5), (6.0, 2.0, 1.0, 2.0), (3.0, 3.0))
+MOST_GROUPS = 3  # rows of panels
 _BELOW = 0.75  # how far below a line theory's slope is drawn, so that neither hides the other
 
 
@@ -32,7 +33,7 @@ def exponents_png(fits: Sequence[Fit], columns: Sequence[str], axis: str) -> byt
       lowest line they hold for.
     """
     fitted = [one for one in fits if one.slope is not None and one.figure in columns]
-    groups = layouts.thinned(list(dict.fromkeys(one.group for one in fitted)), 3)
+    groups = layouts.thinned(list(dict.fromkeys(one.group for one in fitted)), MOST_GROUPS)
     most = max(len([one for one in fitted if one.figure == name]) for name in columns)
     height = max(2.3, panels.LABEL_GAP * most / max(len(groups), 1) + 0.3)
     slopes = sorted({one.theory[0] for one in fitted if one.theory and one.group in groups})
@@ -69,7 +70,7 @@ def exponents_png(fits: Sequence[Fit], columns: Sequence[str], axis: str) -> byt
 def _fits(
     axes: Axes, fits: Sequence[Fit], styles: dict[float, tuple[float, ...]], gap: float
 ) -> None:
-    axes.set(xscale="log", yscale="log")
+    axes.set(xscale="log", yscale="log" if fits else "linear")
     if not fits:
         axes.set_yticks([])
         drawing.note(axes, "not fitted")

@@ -118,7 +118,8 @@ def policy_legend(figure: Figure, policies: Iterable[str]) -> None:
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(6, len(handles)),
+        # Many names hold long ones: six columns of them are wider than the page.
+        ncols=min(6 if len(handles) <= 12 else 5, len(handles)),
         fontsize=drawing.FONT,
         frameon=False,
         handlelength=2.6,

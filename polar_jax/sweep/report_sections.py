@@ -10,6 +10,7 @@ from polar_jax.summary import number
 from polar_jax.sweep import (
     figures,
     findings,
+    fit_figures,
     layouts,
     report_tables,
     slots,
@@ -154,7 +155,8 @@ def axes(found: Study, pngs: dict[str, bytes]) -> str:
         if png is not None:
             lay = figures.axis_layout(found.grid, axis)
             caption = (
-                f"{words.measured(axis)[2]} Means over seeds with 95 % bands"
+                f"{words.measured(axis)[2]} Means over seeds"
+                f"{' with 95 % bands' * figures.banded(found.grid)}"
                 f"{', oracles thin' * any(p in ORACLES for p in found.grid.policies)}. "
             )
             if lay.rows is not None:
@@ -174,6 +176,9 @@ def exponents(found: Study, pngs: dict[str, bytes]) -> str:
         "they span, given beside the names; thin: A + B x^p over all points. Grey lines: slopes of "
         "theory, drawn a little below the lowest policy that each holds for."
     )
+    groups = len({one.group for one in found.fits if one.slope is not None})
+    if groups > fit_figures.MOST_GROUPS:
+        caption += f" {fit_figures.MOST_GROUPS} of {groups} combinations have panels."
     parts += [html.figure(pngs[n], caption) for n in ("exponents", "exponents_parts") if n in pngs]
     for name in _FITTED_IN_ORDER:
         fits = [one for one in found.fits if one.figure == name and one.slope is not None]

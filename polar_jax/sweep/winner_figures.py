@@ -15,6 +15,7 @@ from polar_jax.sweep.studies import Axis, Grid, Winner
 _LEVEL = "#ffffff"
 _WORST = 3.0  # ratio to the best from which cells are equally dark
 _RATIOS = LinearSegmentedColormap.from_list("ratios", ["#ffffff", "#f6c89a", "#d55e00", "#7a2e00"])
+_TABLE_DPI = 150  # text alone is sharp enough, and half the bytes
 MOST_CELLS = 60  # rows that a table of ratios may have and still be read
 
 
@@ -123,7 +124,7 @@ def ratios_png(winners: Sequence[Winner], records: Sequence[studies.Record], gri
     )
     # Wider than a page where there are many policies, so that no two numbers touch.
     size = (drawing.WIDTH + 0.3 * max(len(names) - 13, 0), 1.0 + 0.17 * len(winners))
-    figure = Figure(figsize=size, dpi=drawing.DPI, layout="constrained")
+    figure = Figure(figsize=size, dpi=_TABLE_DPI, layout="constrained")
     axes = figure.subplots()
     norm = Normalize(0.0, float(np.log(_WORST)))
     bounded = np.log(np.clip(ratio, 1.0, 1e9))
