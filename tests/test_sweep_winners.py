@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from sweep_rows import LEARNT, facts, sweep
 
-from polar_jax.sweep import findings, report, studies, words
+from polar_jax.sweep import findings, report, report_tables, studies, words
 
 
 def with_loss(losses: dict[str, list[float]]) -> studies.Grid:
@@ -135,6 +135,8 @@ def test_a_sweep_of_one_policy_answers_where_along_its_axis_it_loses_least() -> 
     assert found.x == found.grid.axis("epoch_length")
     assert found.records == []
     assert not {"winners", "ratios"} & report.draw(found).keys()
+    frames = report_tables.frames(found.summary, found.winners, found.knees, found.fits)
+    assert set(frames) == {"summary"}
     page = report.render(table, manifest, facts())
     assert "POLAR is the only policy that was run. Of 2 combinations of the other axes" in page
     assert (

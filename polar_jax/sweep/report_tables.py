@@ -64,7 +64,7 @@ def frames(
       fits: from `scaling.study`.
     """
     whole = {"summary": summary.select(pl.exclude(_nested(summary)))}
-    if winners:
+    if any(one.contested for one in winners):
         whole["winners"] = pl.DataFrame([_winner_row(one) for one in winners])
         whole["ratios"] = pl.DataFrame(list(_ratio_rows(winners)), infer_schema_length=None)
     if knees:
