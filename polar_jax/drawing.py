@@ -1,7 +1,8 @@
 """What the figures of all reports share: scales, plain axes, labels at the ends of lines."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,20 +34,30 @@ def signed_log_scale(axes: Axes, values: np.ndarray) -> None:
     axes.set_yscale("symlog", linthresh=float(10.0 ** np.floor(np.log10(wanted))), linscale=0.5)
 
 
-def label_ends(axes: Axes, ends: dict[str, tuple[str, float]], *, gap: float) -> None:
+class End(NamedTuple):
+    """What a curve is called at its right end."""
+
+    policy: str  # whose colour the text has
+    text: str
+    value: float  # that the curve ends at
+
+
+def label_ends(axes: Axes, ends: Iterable[End], *, gap: float) -> None:
     """Names the curves at their right end, in order, moved apart where they would overlap.
 
     Args:
       axes: where the curves are.
-      ends: by policy: the text, and the value that its curve ends at.
+      ends: of the curves; there may be none.
       gap: least distance of neighbours, as a fraction of the axes' height.
     """
     axes.get_ylim()  # Limits that are still to be worked out would move the lines.
-    order = sorted(ends, key=lambda policy: ends[policy][1])
-    points = axes.transData.transform([(1.0, ends[policy][1]) for policy in order])
+    order = sorted(ends, key=lambda end: end.value)
+    if not order:
+        return
+    points = axes.transData.transform([(1.0, end.value) for end in order])
     heights = axes.transAxes.inverted().transform(points)[:, 1].tolist()
-    for policy, height, place in zip(order, heights, spread(heights, gap=gap), strict=True):
-        look = labels.label(policy)
+    for end, height, place in zip(order, heights, spread(heights, gap=gap), strict=True):
+        look = labels.label(end.policy)
         axes.plot(
             [1.005, 1.045, 1.07],
             [height, place, place],
@@ -58,12 +69,26 @@ def label_ends(axes: Axes, ends: dict[str, tuple[str, float]], *, gap: float) ->
         axes.text(
             1.085,
             place,
-            ends[policy][0],
+            end.text,
             transform=axes.transAxes,
             color=darker(look.colour),
             fontsize=FONT - 0.5,
             va="center",
         )
+
+
+def note(axes: Axes, text: str) -> None:
+    """Says in the middle of an empty panel why nothing is drawn there."""
+    axes.text(
+        0.5,
+        0.5,
+        text,
+        transform=axes.transAxes,
+        color=GREY,
+        fontsize=FONT,
+        ha="center",
+        va="center",
+    )
 
 
 def spread(heights: Sequence[float], *, gap: float) -> list[float]:

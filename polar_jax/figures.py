@@ -35,7 +35,7 @@ def regret_png(results: Results) -> bytes:
     )
     ends = [_ends(results, name) for name, _ in panels]
     # Room for the widest name beside each panel; letters are about 0.6 of their height wide.
-    letters = max(len(text) for labelled in ends for text, _ in labelled.values())
+    letters = max(len(end.text) for labelled in ends for end in labelled)
     names = (0.6 * drawing.FONT * letters / 72.0 + 0.15) / drawing.WIDTH
     ticks = 0.095
     width = (1.0 - 2.0 * (ticks + names)) / 2.0
@@ -55,16 +55,16 @@ def regret_png(results: Results) -> bytes:
     return drawing.png(figure)
 
 
-def _ends(results: Results, name: str) -> dict[str, tuple[str, float]]:
-    """The text and the height of the label of every curve."""
+def _ends(results: Results, name: str) -> list[drawing.End]:
+    """The label of every curve."""
     heights = {
         policy: float(result.curves[name][:, -1].mean())
         for policy, result in results.policies.items()
     }
-    return {
-        policy: (f"{labels.label(policy).name} {summary.number(height)}", height)
+    return [
+        drawing.End(policy, f"{labels.label(policy).name} {summary.number(height)}", height)
         for policy, height in heights.items()
-    }
+    ]
 
 
 def _curves(axes: Axes, rounds: np.ndarray, curves: dict[str, statistics.Estimate]) -> None:

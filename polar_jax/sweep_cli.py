@@ -111,10 +111,10 @@ def _run(options: commands.SweepRun) -> int:
             file=sys.stderr,
         )
         return 128 + received[0]
-    written = _report_if_whole(out) if options.report else []
+    written, code = _report_if_whole(out) if options.report else ([], 0)
     if not options.quiet:
         print_outcome(console.stdout(), outcome, written)
-    return _failures(outcome)
+    return _failures(outcome) or code
 
 
 def _failures(outcome: "Outcome") -> int:
@@ -176,19 +176,21 @@ def _status(options: commands.SweepStatus) -> int:
 
 
 def _report(options: commands.SweepReport) -> int:
-    for path in _write_report(options.out):
+    written, code = _write_report(options.out)
+    for path in written:
         print(path)
-    return 0
+    return code
 
 
-def _report_if_whole(out: pathlib.Path) -> list[pathlib.Path]:
+def _report_if_whole(out: pathlib.Path) -> tuple[list[pathlib.Path], int]:
     from polar_jax.sweep import status
 
     found = status.read(out)
-    return _write_report(out) if found["done"] == found["shards"] else []
+    return _write_report(out) if found["done"] == found["shards"] else ([], 0)
 
 
-def _write_report(out: pathlib.Path) -> list[pathlib.Path]:
+def _write_report(out: pathlib.Path) -> tuple[list[pathlib.Path], int]:
+    """What was written, and the exit code; a figure that cannot be drawn is one line."""
     from polar_jax import sweep
     from polar_jax.sweep import report, status, store, words
 
@@ -207,15 +209,19 @@ def _write_report(out: pathlib.Path) -> list[pathlib.Path]:
         ],
         "failures": [f"Shard {index}: {error}" for index, error in found["errors"].items()],
     }
-    return report.write(out, sweep.load(out), folder.manifest, facts)
+    try:
+        return report.write(out, sweep.load(out), folder.manifest, facts), 0
+    except report.DrawingError as error:
+        return [], terminal.error(terminal.describe(error, commands.SweepReport), FAILED)
 
 
 def _compare(options: commands.Compare) -> int:
-    from polar_jax import console, sweep
-    from polar_jax.sweep import compare
+    from polar_jax import console
+    from polar_jax.sweep import compare, pairing
 
-    found = compare.compare(sweep.load(options.left), sweep.load(options.right))
-    compare.print_comparison(console.stdout(), found)
+    left, right, differing = pairing.paired(pairing.read(options.left), pairing.read(options.right))
+    found = compare.compare(left.rows, right.rows)
+    compare.print_comparison(console.stdout(), found._replace(differing=tuple(differing)))
     return 0
 
 

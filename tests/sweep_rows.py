@@ -8,6 +8,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from polar_jax.sweep import words
+
+Rows = tuple[pl.DataFrame, dict[str, Any]]
+LEARNT = ("polar_plus", "polar_experts", "lru")
+
 FIXED = {
     "num_adapters": 15,
     "cache_slots": 4,
@@ -146,3 +151,26 @@ FACTS: dict[str, Any] = {
     "mixed": [],
     "failures": [],
 }
+
+
+def sweep(
+    axes: dict[str, list[Any]], policies: tuple[str, ...] = (*LEARNT, "oracle"), **options: Any
+) -> Rows:
+    """Rows and the manifest of a sweep over `axes`; `scaling` and `report` go to the latter."""
+    changes = {key: options.pop(key) for key in ("scaling", "report") if key in options}
+    table = make_rows(axes, policies, **options)
+    zipped = options.get("zipped", ())
+    return table, make_manifest(axes, table, zipped=zipped, **changes)
+
+
+def facts(**changes: Any) -> words.Facts:
+    """Facts of a whole sweep, with changes."""
+    plain = FACTS | changes
+    return words.Facts(
+        seconds=plain["seconds"],
+        decisions=plain["decisions"],
+        shards_done=plain["shards_done"],
+        shards_total=plain["shards_total"],
+        mixed=plain["mixed"],
+        failures=plain["failures"],
+    )

@@ -321,6 +321,7 @@ def table(
                 for horizon, value in zip(horizons, curve, strict=True):
                     row = {"policy": policy, "seed": seed, "cache_slots": k, "horizon": horizon}
                     row |= {"num_adapters": 15, "context_dim": 8, "environment": "clustered"}
+                    row |= {"mean_paging_cost": 0.3}
                     row |= dict.fromkeys(exponents.FIGURES, value)
                     for name, entry in row.items():
                         rows.setdefault(name, []).append(entry)
@@ -402,8 +403,20 @@ def test_a_study_refuses_signed_streams_and_short_runs_by_its_columns() -> None:
         signed = one.policy == "lru" and one.figure != "loss_to_full"
         assert (one.slope is None) == signed
         assert signed or [x for x, _ in one.skipped] == [10_000.0]
-    told = scaling.study(table(), "horizon", by=("cache_slots",), stream="sticky")
+    told = scaling.study(table(), "horizon", by=("cache_slots",), fixed={"environment": "sticky"})
     assert all((one.slope is None) == (one.figure != "loss_to_full") for one in told)
+
+
+def test_what_moves_along_with_the_axis_is_refused_and_its_stream_is_read() -> None:
+    columns = table(slots=(4,)) | {"alpha": np.where(table(slots=(4,))["horizon"] < 50_000, 1, 2)}
+    for one in scaling.study(columns, "horizon", along=("alpha",)):
+        assert one.why_not == "alpha changes along horizon too"
+    columns["alpha"] = np.ones_like(columns["alpha"])
+    assert all(one.slope for one in scaling.study(columns, "horizon", along=("alpha",)))
+    # The stream of the rows counts, not that of the options that are fixed.
+    columns["environment"] = np.full(columns["alpha"].size, "rotating", object)
+    for one in scaling.study(columns, "horizon", along=("environment",)):
+        assert (one.slope is None) == (one.figure != "loss_to_full")
 
 
 def test_nulls_of_other_axes_make_a_group_of_their_own() -> None:
@@ -423,21 +436,22 @@ def test_axes_may_be_named_by_their_option() -> None:
     assert "for K from 2 to 8" in scaling.describe(found[0])
 
 
-def test_theory_has_the_exponents_of_the_bound_and_no_others() -> None:
-    def exponent(axis: str, policy: str, figure: str) -> float | None:
-        known = scaling.theory(axis, policy, figure)
-        return None if known is None else known[0]
+def test_a_study_tells_theory_what_it_knows_of_a_group() -> None:
+    def known(columns: dict[str, np.ndarray], **fixed: str) -> dict[str, float | None]:
+        found = scaling.study(columns, "horizon", by=("cache_slots",), fixed=fixed)
+        return {one.figure: one.theory and one.theory[0] for one in found if one.policy == "lru"}
 
-    bound = {axis: exponent(axis, "polar_plus", "regret") for axis in exponents.AXES}
-    assert bound == {"horizon": 0.5, "num_adapters": 0.5, "cache_slots": 0.5, "context_dim": 1.0}
-    assert exponent("horizon", "static", "regret_caching") == 1.0
-    assert exponent("horizon", "no_cache", "regret_caching") == 1.0
-    assert exponent("horizon", "lru", "loss_to_full") == 1.0
-    assert exponent("horizon", "full_cache", "loss_to_full") == 0.5
-    # Nothing is proven for POLAR-E's sets, nor for routers that explore at a constant rate.
-    assert exponent("horizon", "polar_experts", "regret") is None
-    assert exponent("horizon", "epsilon_greedy", "regret_routing") is None
-    assert exponent("num_adapters", "static", "regret_caching") is None
+    columns = table(slots=(4,))
+    assert known(columns, beta="theory") == {
+        **dict.fromkeys(exponents.FIGURES),
+        **{"regret_routing": 0.5, "loss_to_full": 1.0},
+    }
+    assert known(columns)["regret_routing"] is None
+    assert known(columns, beta="theory", environment="bernoulli")["regret_routing"] is None
+    everything = columns | {"num_adapters": np.full_like(columns["num_adapters"], 4)}
+    assert known(everything)["loss_to_full"] is None
+    free = columns | {"mean_paging_cost": np.zeros_like(columns["mean_paging_cost"])}
+    assert known(free)["loss_to_full"] is None
 
 
 def timed(task: Callable[[], object]) -> float:

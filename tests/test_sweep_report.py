@@ -11,46 +11,13 @@ import numpy as np
 import pages
 import polars as pl
 import pytest
-import sweep_rows
 from matplotlib.image import imread
+from sweep_rows import LEARNT, Rows, facts, sweep
 
 from polar_jax import labels
-from polar_jax.sweep import figures, report, slots, studies, words
+from polar_jax.sweep import findings, layouts, report, report_tables, slots, studies, words
 
-Rows = tuple[pl.DataFrame, dict[str, Any]]
 ALL = tuple(labels.LABELS)
-LEARNT = ("polar_plus", "polar_experts", "lru")
-
-
-def sweep(
-    axes: dict[str, list[Any]], policies: tuple[str, ...] = (*LEARNT, "oracle"), **options: Any
-) -> Rows:
-    changes = {key: options.pop(key) for key in ("scaling", "report") if key in options}
-    table = sweep_rows.make_rows(axes, policies, **options)
-    zipped = options.get("zipped", ())
-    return table, sweep_rows.make_manifest(axes, table, zipped=zipped, **changes)
-
-
-def facts(**changes: Any) -> words.Facts:
-    plain = sweep_rows.FACTS | changes
-    return words.Facts(
-        seconds=plain["seconds"],
-        decisions=plain["decisions"],
-        shards_done=plain["shards_done"],
-        shards_total=plain["shards_total"],
-        mixed=plain["mixed"],
-        failures=plain["failures"],
-    )
-
-
-def with_loss(losses: dict[str, list[float]]) -> studies.Grid:
-    """One combination whose losses to full memory are given, a list over seeds per policy."""
-    table, manifest = sweep({}, tuple(losses), seeds=len(next(iter(losses.values()))))
-    known = {
-        (policy, seed): value for policy, row in losses.items() for seed, value in enumerate(row)
-    }
-    loss = [known[row["policy"], row["seed"]] for row in table.to_dicts()]
-    return studies.grid(table.with_columns(pl.Series("loss_to_full", loss)), manifest)
 
 
 def seen(page: str) -> str:
@@ -94,74 +61,6 @@ def test_the_page_says_what_was_run_and_the_numbers_of_the_rows(crossed: Rows, p
     assert re.match(rf"T = 4,000, K = 1 +{re.escape(labels.label(ranked[0]).name)}", row)
     for policy in ranked[1:]:
         assert f"{mean[policy] / mean[ranked[0]]:.2f} [" in row
-
-
-def test_oracles_never_win() -> None:
-    grid = with_loss({"oracle": [1.0, 1.0], "lru": [5.0, 6.0], "full_cache": [0.0, 0.0]})
-    (winner,) = studies.winners(grid)
-    assert winner.best == "lru"
-    assert winner.second is None
-    assert set(winner.ratios) == {"lru"}
-    assert "only policy" in words.verdict([winner], studies.records([winner]), grid)
-
-
-@pytest.mark.parametrize(("gap", "told_apart"), [(1.0, True), (0.0, False)])
-def test_a_margin_counts_only_where_its_interval_excludes_zero(
-    gap: float, told_apart: bool
-) -> None:
-    swing = [100.0, 200.0, 300.0, 400.0]  # what seeds do to both, removed by pairing
-    noise = [0.3, -0.3, 0.3, -0.2]
-    lru = [base + gap + extra for base, extra in zip(swing, noise, strict=True)]
-    (winner,) = studies.winners(with_loss({"polar_plus": swing, "lru": lru}))
-    assert winner.best == "polar_plus"
-    assert winner.told_apart is told_apart
-    assert winner.level == (() if told_apart else ("lru",))
-    assert winner.margin is not None
-    assert float(winner.margin.mean) == pytest.approx(gap + 0.025)
-
-
-def test_the_best_may_be_chosen_on_seeds_that_do_not_judge_it() -> None:
-    # LRU is lucky on the first two seeds and worse on the others.
-    losses = {"polar_plus": [10.0, 10.0, 10.0, 10.0, 10.0], "lru": [9.0, 9.0, 12.0, 13.0, 11.0]}
-    on_all = studies.winners(with_loss(losses))[0]
-    assert on_all.best == "polar_plus"
-    grid = with_loss(losses)._replace(chosen_on=2)
-    (winner,) = studies.winners(grid)
-    assert (winner.best, winner.second, winner.seeds) == ("lru", "polar_plus", 3)
-    assert winner.ratios["polar_plus"].value == pytest.approx(10.0 / 12.0)
-    assert winner.margin is not None
-    assert float(winner.margin.mean) == pytest.approx(-2.0)
-    found = {one.policy: one for one in studies.records([winner])}
-    assert found["polar_plus"].surely == 1
-    assert "chosen on the first 2 seeds" in words.judged(grid)
-    assert studies.winners(grid._replace(chosen_on=5)) == []
-
-
-def test_equal_policies_share_the_win() -> None:
-    equal = [1.0, 2.0, 4.0]
-    grid = with_loss({"polar_experts": equal, "polar_plus": equal, "lru": [2.0, 3.0, 5.0]})
-    winners = studies.winners(grid)
-    assert set(winners[0].tied) == {"polar_plus", "polar_experts"}
-    assert not winners[0].told_apart
-    found = {one.policy: one for one in studies.records(winners)}
-    assert [found[name].best for name in LEARNT] == [1, 1, 0]
-    assert [found[name].worst for name in LEARNT] == pytest.approx([1.0, 1.0, 10.0 / 7.0])
-
-
-def test_losses_of_zero_are_no_division() -> None:
-    (winner,) = studies.winners(with_loss({"polar": [0.0, 0.0], "lru": [1.0, 2.0], "lfu": [0, 0]}))
-    assert winner.ratios["lfu"] == (1.0, 1.0, 1.0)
-    assert winner.ratios["lru"].value == np.inf
-
-
-def test_limits_of_a_ratio_are_those_of_resampled_pairs() -> None:
-    base = np.array([1.0, 10.0, 3.0, 7.0, 2.0])
-    grid = with_loss({"polar": base.tolist(), "lru": (1.3 * base).tolist(), "lfu": [9.0] * 5})
-    (winner,) = studies.winners(grid)
-    # A constant factor has no spread, however much the seeds differ; another policy has.
-    assert winner.ratios["lru"] == pytest.approx((1.3, 1.3, 1.3))
-    low, high = winner.ratios["lfu"].low, winner.ratios["lfu"].high
-    assert 9.0 / 8.0 < low < winner.ratios["lfu"].value < high < 9.0
 
 
 def test_a_partial_sweep_is_ranked_on_seeds_that_all_policies_have() -> None:
@@ -215,6 +114,10 @@ def test_no_rows_are_an_error() -> None:
         ([1, 2, 3, 4, 5], [10.0, 6.0, 6.0, 2.0, 1.9], 4),
         # 6 % of the whole is worth a slot, 4 % is not.
         ([1, 2, 3, 4], [100.0, 10.0, 4.0, 0.0], 3),
+        # Of 30 equal steps none saves 5 %, and all pay.
+        (list(range(1, 32)), [float(31 - k) for k in range(31)], 31),
+        # The same with a tail of slots that save next to nothing.
+        (list(range(1, 32)), [float(max(20 - k, 0)) for k in range(31)], 21),
         ([1, 2, 3], [1.0, 2.0, 3.0], 1),
         ([1, 2, 3], [1.0, 1.0, 1.0], 1),
     ],
@@ -260,9 +163,40 @@ def test_slots_that_save_nothing_do_not_pay() -> None:
     assert control.pays
 
 
+def test_a_share_that_is_not_known_is_left_out_of_the_sentence() -> None:
+    table, manifest = sweep({"cache_slots": [1, 2, 3]}, ("lru",), seeds=8)
+    # One seed gains so much that the mean saves: in a resample without it nothing does.
+    gain = pl.when(pl.col("seed") == 0).then(50.0).otherwise(-1.0)
+    first = pl.col("cache_slots") == 1
+    table = table.with_columns(loss_to_full=100.0 + pl.when(first).then(gain).otherwise(0.0))
+    grid = studies.grid(table, manifest)
+    (knee,) = slots.knees(grid)
+    assert not np.isfinite(knee.kept.low)
+    # Its interval is wide, so that sentence is another; this one is for certain wholes.
+    certain = knee._replace(whole=knee.whole._replace(half_width=np.float64(0.0)))
+    text = slots.sentence(certain, grid, None)
+    assert "nan" not in text
+    assert "inf" not in text
+    assert "(the knee itself is" in text
+
+
+def test_the_price_is_told_where_it_makes_the_costs() -> None:
+    for fixed, told in (({}, True), ({"costs": "synthetic:0.3"}, False)):
+        table, manifest = sweep({"cache_slots": [1, 4, 8]}, LEARNT, seeds=3)
+        found = findings.study(table, manifest | {"fixed": manifest["fixed"] | fixed})
+        text = slots.sentence(found.knees[0], found.grid, found.price)
+        assert ("price per ms = 0.0154" in text) is told
+    axes = {"costs": ["synthetic:0.3", "qwen2.5-7b"], "cache_slots": [1, 4, 8]}
+    found = findings.study(*sweep(axes, LEARNT, seeds=3))
+    drawn, measured = (slots.sentence(knee, found.grid, found.price) for knee in found.knees)
+    assert "price per ms" not in drawn
+    assert "price per ms = 0.0154" in measured
+
+
 def test_exponents_of_a_known_law_are_found_drawn_and_written(tmp_path: pathlib.Path) -> None:
     axes = {"horizon": [10_000, 30_000, 100_000, 300_000, 1_000_000]}
     table, manifest = sweep(axes, LEARNT, seeds=16, scaling={"axis": "horizon"})
+    manifest["fixed"]["beta"] = "theory"
     written = report.write(tmp_path, table, manifest, facts())
     assert tmp_path / "figures" / "exponents.png" in written
     rows = pl.read_csv(tmp_path / "exponents.csv").filter(figure="regret_routing")
@@ -272,6 +206,45 @@ def test_exponents_of_a_known_law_are_found_drawn_and_written(tmp_path: pathlib.
     text = seen((tmp_path / "report.html").read_text("utf-8"))
     assert "Exponents against theory" in text
     assert f"{rows['slope'][0]:.2f} [{rows['slope_low'][0]:.2f}" in text
+    # The power law, and what it was fitted over, is more than the last decade.
+    assert set(rows["points_from"]) == {10_000.0}
+    assert set(rows["fitted_from"]) == {100_000.0}
+    assert "T 10,000 to 1,000,000" in text
+    law = rows.row(by_predicate=pl.col("policy") == "lru", named=True)
+    assert f"{law['factor']:.3g} [{law['factor_low']:.3g}, {law['factor_high']:.3g}]" in text
+
+
+def test_a_power_law_that_the_data_do_not_determine_is_a_dash() -> None:
+    axes = {"horizon": [10_000, 30_000, 100_000, 300_000]}
+    table, manifest = sweep(axes, ("lru",), seeds=16, scaling={"axis": "horizon"})
+    flat = findings.study(table.with_columns(regret=pl.lit(7.0)), manifest)
+    fit = next(one for one in flat.fits if one.figure == "regret")
+    assert fit.power is not None
+    assert np.isnan(fit.power.exponent.estimate)
+    assert "nan" not in report_tables.fit_row(fit).lower()
+
+
+@pytest.mark.parametrize("named", ["environment", "alpha"])
+def test_what_is_zipped_with_the_scaling_axis_reaches_the_fits(named: str) -> None:
+    horizons = [10_000, 30_000, 100_000, 300_000]
+    other = {"environment": ["rotating"] * 4, "alpha": [0.1, 0.2, 0.3, 0.4]}[named]
+    axes = {"horizon": horizons, named: other}
+    options: dict[str, Any] = {"seeds": 16, "scaling": {"axis": "horizon"}}
+    found = findings.study(*sweep(axes, ("lru",), zipped=tuple(axes), **options))
+    reasons = {one.why_not for one in found.fits if one.figure == "regret"}
+    wanted = {
+        "environment": "regret can be negative on rotating streams",
+        "alpha": "alpha changes along horizon too",
+    }
+    assert [str(reason).startswith(wanted[named]) for reason in reasons] == [True]
+    # Steps that share a horizon are told apart by the rest of their block.
+    twice = {
+        "horizon": [*horizons, *horizons],
+        "environment": ["clustered"] * 4 + ["sticky"] * 4,
+    }
+    found = findings.study(*sweep(twice, ("lru",), zipped=tuple(twice), **options))
+    fitted = [dict(one.group)["environment"] for one in found.fits if one.slope is not None]
+    assert fitted.count("clustered") > fitted.count("sticky") == 1
 
 
 def test_without_a_scaling_axis_there_are_no_exponents(
@@ -322,7 +295,7 @@ def test_figures_of_many_policies_and_axes_are_pictures_of_a_sane_size() -> None
         "cache_slots": [1, 2, 4, 8, 12, 15],
     }
     table, manifest = sweep(axes, ALL, seeds=2, zipped=("environment", "period"))
-    found = report.study(table, manifest)
+    found = findings.study(table, manifest)
     drawn = report.draw(found)
     assert set(drawn) == {"winners", "ratios", "axis_costs", "axis_cache_slots", "slots"}
     for name, png in drawn.items():
@@ -343,10 +316,24 @@ def test_zipped_options_are_one_axis_and_named_by_what_they_change() -> None:
 
 def test_a_value_left_open_is_drawn_and_ranked_as_one_of_its_axis() -> None:
     table, manifest = sweep({"epoch_length": [None, 64], "cache_slots": [1, 4]}, LEARNT, seeds=2)
-    found = report.study(table, manifest)
+    found = findings.study(table, manifest)
     assert len(found.winners) == 4
     assert found.grid.place(found.winners[0].where) == "epoch length of POLAR = default, K = 1"
     assert "axis_cache_slots" in report.draw(found)
+
+
+def test_what_is_zipped_with_the_policies_is_a_constant_of_each_and_no_axis() -> None:
+    table, manifest = sweep({"horizon": [4_000, 20_000]}, LEARNT, seeds=3)
+    window = pl.when(pl.col("policy") == "polar_plus").then(4_096).otherwise(512)
+    table = table.with_columns(window.alias("window"))
+    manifest["axes"][-1]["zipped"] = 0
+    manifest["axes"].append({"name": "window", "values": [4_096, 512, 512], "zipped": 0})
+    grid = studies.grid(table, manifest)
+    assert [axis.column for axis in grid.axes] == ["horizon"]
+    assert [set(one.ratios) for one in studies.winners(grid)] == [set(LEARNT)] * 2
+    # One policy with two values: they have to be told apart.
+    twice = pl.concat([table, table.with_columns(window=pl.lit(64, pl.Int32))])
+    assert [axis.column for axis in studies.grid(twice, manifest).axes] == ["horizon", "window"]
 
 
 def test_numbers_zipped_together_stay_an_axis_of_numbers() -> None:
@@ -354,6 +341,23 @@ def test_numbers_zipped_together_stay_an_axis_of_numbers() -> None:
     table, manifest = sweep(axes, zipped=("horizon", "period"))
     (axis,) = studies.grid(table, manifest).axes
     assert (axis.column, axis.numbers) == ("horizon", (1_000.0, 4_000.0))
+
+
+def test_zipped_numbers_that_no_single_one_tells_apart_are_joined() -> None:
+    axes = {"alpha": [0.1, 0.1, 1.0, 1.0], "noise": [0.1, 1.0, 0.1, 1.0]}
+    table, manifest = sweep(axes, seeds=3, zipped=("alpha", "noise"))
+    grid = studies.grid(table, manifest)
+    (axis,) = grid.axes
+    assert axis.column == "alpha, noise"
+    assert axis.values[1] == "confidence factor alpha 0.1, reward noise 1"
+    assert len(axis.values) == len(studies.winners(grid)) == 4
+    assert (studies.summaries(grid)["seeds"] == 3).all()
+
+
+def test_rows_that_no_axis_tells_apart_are_refused() -> None:
+    table, manifest = sweep({"alpha": [0.1, 1.0]}, seeds=2)
+    with pytest.raises(ValueError, match="the same seed and policy"):
+        studies.winners(studies.grid(table, manifest | {"axes": []}))
 
 
 def test_further_axes_are_held_and_not_averaged() -> None:
@@ -364,7 +368,7 @@ def test_further_axes_are_held_and_not_averaged() -> None:
         "ridge": [1.0, 9.0],
     }
     grid = studies.grid(*sweep(axes, ("lru",), seeds=2))
-    lay = studies.layout(grid, ["cache_slots"])
+    lay = layouts.layout(grid, ["cache_slots"])
     assert lay.columns is not None
     assert lay.rows is not None
     assert (lay.columns[0].column, lay.columns[1]) == ("horizon", (1_000, 2_000, 4_000, 5_000))
@@ -386,5 +390,5 @@ def test_text_from_users_is_escaped() -> None:
 
 
 def test_the_words_of_a_figure_name_its_part() -> None:
-    assert figures.words("regret_caching") == "regret, part of caching"
-    assert figures.words("loss_to_full", per_request=True) == "loss to full memory per request"
+    assert words.figure("regret_caching") == "regret, part of caching"
+    assert words.figure("loss_to_full", per_request=True) == "loss to full memory per request"

@@ -135,7 +135,9 @@ class SweepReport:
 class Compare:
     """Show paired differences of two result folders: the second minus the first.
 
-    Simulations are matched by policy, seed and every parameter that both folders have.
+    Simulations are matched by policy, seed and every parameter that one of the folders varies.
+    Folders whose seeds draw other requests, adapters or costs are refused; other parameters
+    that differ are told.
 
     Attributes:
       left: folder of `polar-jax run` or of `polar-jax sweep run`.

@@ -61,6 +61,7 @@ class Comparison(NamedTuple):
     identical: int  # matched rows whose shared figures agree to the last bit
     only_left: int
     only_right: int
+    differing: tuple[str, ...] = ()  # options that no row has a column of, from `pairing`
 
 
 def compare(left: pl.DataFrame, right: pl.DataFrame) -> Comparison:
@@ -210,6 +211,7 @@ def notes(comparison: Comparison) -> list[str]:
     for count, side in ((comparison.only_left, "first"), (comparison.only_right, "second")):
         if count:
             lines.append(f"{count:,} rows of the {side} have no match.")
+    lines += [f"{one}." for one in comparison.differing]
     if comparison.ignored:
         lines.append(f"Not matched on {', '.join(comparison.ignored)}: only one has it.")
     return lines

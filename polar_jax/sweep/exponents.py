@@ -58,6 +58,7 @@ class Fit:
       spread: standard deviation between seeds at the largest `x` used, divided by the mean:
         seeds redraw the environment instance.
       failed: share of resamples with a mean that has no logarithm.
+      theory: the exponent that theory has for it and where from, `theory.exponent`.
     """
 
     figure: str
@@ -77,6 +78,7 @@ class Fit:
     verdict: str = ""
     spread: float = float("nan")
     failed: float = 0.0
+    theory: tuple[float, str] | None = None
 
     def line_at(self, x: np.ndarray) -> np.ndarray:
         """The power law with the fitted slope, through the last decade's centre.

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import polars as pl
 
 from polar_jax import html, labels
 from polar_jax.summary import number
-from polar_jax.sweep import figures, scaling, studies, words
+from polar_jax.sweep import studies, words
 from polar_jax.sweep.bootstrap import Interval
 from polar_jax.sweep.exponents import AXES, Fit
 from polar_jax.sweep.slots import Knee
@@ -20,15 +20,35 @@ from polar_jax.sweep.words import Facts
 _DASH = "\N{EN DASH}"
 FIT_HEADINGS = (
     "policy",
-    "figure",
     "at",
     "slope, last decade",
     "fitted over",
-    "p of A + B x<sup>p</sup>",
-    "curvature",
     "theory",
+    "p of A + B x<sup>p</sup>",
+    "A",
+    "B",
+    "curvature",
+    "p, A, B and<br>curvature over",
     "spread between<br>instances",
     "points<br>left out",
+)
+
+MEAN_HEADINGS = (
+    "policy",
+    "combination",
+    "loss to full memory<br>per request",
+    "regret<br>per request",
+    "hit rate, %",
+    "paging, ms<br>per request",
+    "loads, ms<br>per request",
+)
+_SUMS = ("loss_to_full", "regret")  # over a run; the others are means per request
+_MEANS = (
+    ("loss_to_full", 1.0),
+    ("regret", 1.0),
+    ("hit_rate", 100.0),
+    ("paging_ms_per_request", 1.0),
+    ("switching_ms_per_request", 1.0),
 )
 
 
@@ -44,7 +64,7 @@ def frames(
       fits: from `scaling.study`.
     """
     whole = {"summary": summary.select(pl.exclude(_nested(summary)))}
-    if winners:
+    if any(one.contested for one in winners):
         whole["winners"] = pl.DataFrame([_winner_row(one) for one in winners])
         whole["ratios"] = pl.DataFrame(list(_ratio_rows(winners)), infer_schema_length=None)
     if knees:
@@ -115,7 +135,7 @@ def _slot_rows(knee: Knee) -> Iterator[dict[str, Any]]:
 
 
 def _fit_values(one: Fit) -> dict[str, Any]:
-    known = scaling.theory(one.axis, one.policy, one.figure)
+    known = one.theory
     row: dict[str, Any] = {"policy": one.policy, "figure": one.figure, "axis": one.axis}
     row |= dict(one.group) | {"seeds": one.seeds}
     power = one.power
@@ -132,6 +152,8 @@ def _fit_values(one: Fit) -> dict[str, Any]:
     return row | {
         "fitted_from": one.span[0] if one.span else None,
         "fitted_to": one.span[1] if one.span else None,
+        "points_from": float(one.x[0]) if one.x.size else None,
+        "points_to": float(one.x[-1]) if one.x.size else None,
         "verdict": one.verdict,
         "theory": known[0] if known else None,
         "theory_from": known[1] if known else None,
@@ -156,34 +178,69 @@ def _ratio(value: float) -> str:
     return "\N{INFINITY}" if math.isinf(value) else f"{value:.2f}"
 
 
-def _interval(found: Interval | None) -> str:
-    if found is None:
+def _interval(found: Interval | None, text: Callable[[float], str] = "{:.2f}".format) -> str:
+    """An estimate with its interval, a dash where the data determine none."""
+    if found is None or math.isnan(found.estimate):
         return _DASH
     ends = [
-        ("\N{MINUS SIGN}" * (end < 0) + "\N{INFINITY}") if math.isinf(end) else f"{end:.2f}"
+        "-" * (end < 0) + "\N{INFINITY}" if math.isinf(end) else text(end)
         for end in (found.low, found.high)
     ]
-    text = f"{found.estimate:.2f} [{ends[0]}, {ends[1]}]"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return f"{text(found.estimate)} [{ends[0]}, {ends[1]}]".replace("-", "\N{MINUS SIGN}")
+
+
+def _amount(value: float) -> str:
+    """A number of any size: three digits, or all before the point."""
+    return f"{value:,.0f}" if 100.0 <= abs(value) < 1e9 else f"{value:.3g}"
+
+
+def _range(axis: str, first: float, last: float) -> str:
+    return f"{AXES[axis]} {studies.shown(first)} to {studies.shown(last)}"
+
+
+def mean_rows(summary: pl.DataFrame, grid: Grid) -> Iterator[str]:
+    """A row of means per configuration, under `MEAN_HEADINGS`, in the order of the axes.
+
+    Args:
+      summary: from `studies.summaries`.
+      grid: the rows.
+    """
+    axes = [(axis.column, {value: n for n, value in enumerate(axis.values)}) for axis in grid.axes]
+    order = [*axes, ("policy", {name: n for n, name in enumerate(grid.policies)})]
+    for one in sorted(summary.to_dicts(), key=lambda row: [at[row[name]] for name, at in order]):
+        place = grid.place({name: one[name] for name, _ in axes}) or "all rows"
+        cells = [
+            f"{html.swatch(one['policy'])}{html.text(labels.label(one['policy']).name)}",
+            html.text(place),
+        ]
+        for name, scale in _MEANS:
+            factor = scale / one["horizon"] if name in _SUMS else scale
+            half = factor * (one[f"{name}_high"] - one[f"{name}_mean"] if one["seeds"] > 1 else 0)
+            text = _brief(factor * one[f"{name}_mean"])
+            cells.append(f"{text} ± {_brief(half)}" if one["seeds"] > 1 else text)
+        yield html.row(cells)
 
 
 def fit_row(one: Fit) -> str:
     """One fit as a row of the table under `FIT_HEADINGS`."""
-    known = scaling.theory(one.axis, one.policy, one.figure)
-    theory = f'<span title="{html.text(known[1])}">{known[0]:g}</span>' if known else _DASH
-    span = one.span or (math.nan, math.nan)
+    theory = _DASH
+    if one.theory is not None:
+        theory = f'<span title="{html.text(one.theory[1])}">{one.theory[0]:g}</span>'
+    span, power = one.span or (math.nan, math.nan), one.power
     bend = _interval(one.curvature)
     if one.verdict:
         bend += f"<br>{html.text(one.verdict)}"
     cells = (
         f"{html.swatch(one.policy)}{html.text(labels.label(one.policy).name)}",
-        html.text(figures.words(one.figure)),
         html.text(_group(one) or _DASH),
         _interval(one.slope),
-        f"{AXES[one.axis]} {studies.shown(span[0])} to {studies.shown(span[1])}",
-        _interval(one.power.exponent if one.power else None),
-        bend,
+        _range(one.axis, *span),
         theory,
+        _interval(power.exponent if power else None),
+        _interval(power.offset if power else None, _amount),
+        _interval(power.factor if power else None, _amount),
+        bend,
+        _range(one.axis, one.x[0], one.x[-1]) if power else _DASH,
         f"{100.0 * one.spread:.0f} %",
         str(len(one.skipped)) if one.skipped else _DASH,
     )
@@ -202,7 +259,7 @@ def left_out(fits: Sequence[Fit]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for one in fits:
         letter, place = AXES[one.axis], _group(one)
-        who = f"{labels.label(one.policy).name}, {figures.words(one.figure)}"
+        who = f"{labels.label(one.policy).name}, {words.figure(one.figure)}"
         where = f" ({place})" if place else ""
         if one.slope is None:
             reasons.setdefault(f"not fitted{where}: {one.why_not}", []).append(who)

@@ -3,39 +3,20 @@
 Takes columns as arrays and gives `Fit`s; `docs/scaling.md` says how to read them.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from polar_jax import checks
-from polar_jax.sweep import bootstrap
+from polar_jax.config import RunConfig
+from polar_jax.sweep import bootstrap, theory
 from polar_jax.sweep.exponents import AXES, FIGURES, Fit, fit, least_horizon, refused
+from polar_jax.sweep.theory import Premises
 
 _OPTIONS = {"adapters": "num_adapters", "slots": "cache_slots"}
 _SIZES = ("num_adapters", "cache_slots", "context_dim", "horizon")
-_FIXED_SETS = ("static", "no_cache")
-# Policies whose router is LinUCB on net utilities, with or without forced exploration.
-_LINUCB = (
-    "polar",
-    "polar_plus",
-    "polar_admit",
-    "polar_experts",
-    "lru",
-    "lfu",
-    "gdsf",
-    "static",
-    "no_cache",
-    "full_cache",
-    "oracle_cache",
-    "no_forced",
-    "polar_plus_no_forced",
-)
-_BOUND = "upper bound d sqrt(N T) + sqrt(K T) up to logarithms (arXiv:2604.16583)"
-_LEARNING = (
-    "upper bound d sqrt(N T) up to logarithms, LinUCB with beta = theory on linear utilities"
-)
-_QUOTA = "at most of the order of sqrt(K T) forced rounds, by construction"
 
 
 def axis_column(axis: str) -> str:
@@ -51,38 +32,6 @@ def axis_column(axis: str) -> str:
       ValueError: for an axis along which nothing is fitted.
     """
     return checks.one_of("scaling axis", _OPTIONS.get(axis, axis), AXES)
-
-
-def theory(axis: str, policy: str, figure: str) -> tuple[float, str] | None:
-    """What theory says of an exponent on streams of independent requests.
-
-    Args:
-      axis: a key of `AXES`.
-      policy: name of the policy.
-      figure: one of `FIGURES`.
-
-    Returns:
-      The exponent and in words where it comes from, or None where nothing is known. Most
-      are exponents of upper bounds, which a measured one may stay below.
-    """
-    in_time = axis == "horizon"
-    if figure == "regret_caching" and policy in _FIXED_SETS and in_time:
-        return 1.0, "a set that stays loses a constant per request"
-    if figure == "loss_to_full" and policy != "full_cache" and in_time:
-        return 1.0, "K < N slots lose a constant per request to full memory"
-    if figure == "regret_forced" and policy in ("polar_plus", "polar_admit"):
-        return (0.5, _QUOTA) if axis in ("horizon", "cache_slots") else None
-    if figure == "regret" and policy in _FIXED_SETS and in_time:
-        return 1.0, "the caching part, linear in T, outgrows the others"
-    if figure == "regret" and policy == "polar_plus":
-        exponents = {"horizon": 0.5, "num_adapters": 0.5, "context_dim": 1.0, "cache_slots": 0.5}
-        words = f"at most: 0 where the other term leads; {_BOUND}"
-        return exponents[axis], words if axis == "cache_slots" else _BOUND
-    learnt = figure == "regret_routing" or (figure, policy) == ("loss_to_full", "full_cache")
-    if learnt and policy in _LINUCB:
-        exponents = {"horizon": 0.5, "num_adapters": 0.5, "context_dim": 1.0}
-        return (exponents[axis], _LEARNING) if axis in exponents else None
-    return None
 
 
 def describe(found: Fit) -> str:
@@ -150,12 +99,26 @@ def _aligned(columns: Mapping[str, np.ndarray], axis: str, rows: np.ndarray) -> 
     return table[(table >= 0).all(axis=1)]
 
 
-def _also_changing(columns: Mapping[str, np.ndarray], axis: str, rows: np.ndarray) -> str | None:
-    """Why a group's points are not comparable: another size changes along the axis."""
-    for name in _SIZES:
-        if name != axis and np.unique(columns[name][rows]).size > 1:
+def _also_changing(
+    columns: Mapping[str, np.ndarray], axis: str, along: Sequence[str], rows: np.ndarray
+) -> str | None:
+    """Why a group's points are not comparable: something else changes along the axis."""
+    for name in dict.fromkeys((*_SIZES, *along)):
+        values = columns[name][rows].tolist()
+        if name != axis and len({_plain(value) for value in values}) > 1:
             return f"{name} changes along {axis} too"
     return None
+
+
+def _premises(
+    columns: Mapping[str, np.ndarray], rows: np.ndarray, held: Mapping[str, Any]
+) -> Premises:
+    return Premises(
+        beta=held["beta"],
+        linear=held["environment"] != "bernoulli",
+        fewer=bool((columns["cache_slots"][rows] < columns["num_adapters"][rows]).all()),
+        costly=bool((columns["mean_paging_cost"][rows] > 0.0).all()),
+    )
 
 
 def _check(columns: Mapping[str, np.ndarray], needed: Sequence[str]) -> None:
@@ -170,7 +133,8 @@ def study(
     axis: str,
     *,
     by: Sequence[str] = (),
-    stream: str = "clustered",
+    along: Sequence[str] = (),
+    fixed: Mapping[str, Any] | None = None,
     figures: Sequence[str] = FIGURES,
     resamples: int = bootstrap.RESAMPLES,
     seed: int = 0,
@@ -178,11 +142,15 @@ def study(
     """Fits every figure of every policy along one axis, apart for all else that varies.
 
     Args:
-      columns: a row per lane, `[L]` each: policy, seed, the sizes, the figures, and `by`.
+      columns: a row per lane, `[L]` each: policy, seed, the sizes, the figures,
+        `mean_paging_cost`, `by` and `along`.
       axis: the axis, by its column or its option.
       by: the sweep's other axes, by column; `axis`, the policy and the seed may be among
         them. Rows that only an axis left out here tells apart are refused.
-      stream: environment where `environment` is not among `by`.
+      along: columns that the sweep moves together with `axis`. Groups in which one of them
+        changes are refused: the slope would belong to both.
+      fixed: options that are neither; what is missing has the default of `polar-jax run`.
+        The stream and the schedule of widths are read.
       figures: what to fit, of `FIGURES`.
       resamples: of the bootstrap. All fits of equally many seeds share them.
       seed: of the bootstrap.
@@ -195,33 +163,50 @@ def study(
     """
     axis = axis_column(axis)
     others = [name for name in dict.fromkeys(by) if name not in (axis, "policy", "seed")]
-    _check(columns, ["policy", "seed", *_SIZES, *others, *figures])
+    _check(columns, ["policy", "seed", "mean_paging_cost", *_SIZES, *others, *along, *figures])
+    known = {"environment": RunConfig.environment, "beta": RunConfig.beta, **(fixed or {})}
     fits = []
-    for (policy, *held), rows in _groups(columns, ["policy", *others]).items():
-        group = tuple(zip(others, held, strict=True))
+    for (policy, *values), rows in _groups(columns, ["policy", *others]).items():
+        group = tuple(zip(others, values, strict=True))
+        own = {"policy": policy, "axis": axis, "group": group}
         table = _aligned(columns, axis, rows)
-        changing = _also_changing(columns, axis, rows)
-        points = table[0] if table.size else np.empty(0, np.int64)
-        for figure in figures:
-            if changing or not table.size:
-                why_not = changing or f"no seed was run at every value of {axis}"
-                fits.append(refused(figure, policy, axis, group, seeds=len(table), why_not=why_not))
-                continue
-            fits.append(
-                fit(
-                    columns[figure][table],
-                    columns[axis][points],
-                    figure=figure,
-                    policy=policy,
-                    axis=axis,
-                    stream=dict(group).get("environment", stream),
-                    horizon=columns["horizon"][points],
-                    least=least_horizon(
-                        columns["num_adapters"][points], columns["context_dim"][points]
-                    ),
-                    group=group,
-                    resamples=resamples,
-                    seed=seed,
-                )
-            )
+        why_not = _also_changing(columns, axis, along, rows)
+        if why_not is None and not table.size:
+            why_not = f"no seed was run at every value of {axis}"
+        if why_not is not None:
+            told = {"seeds": len(table), "why_not": why_not}
+            fits += [refused(figure, **own, **told) for figure in figures]
+            continue
+        held = {**known, **dict(group), **{name: columns[name][rows[0]] for name in along}}
+        options = {"stream": str(held["environment"]), "resamples": resamples, "seed": seed}
+        said = _premises(columns, rows, held)
+        fits += [
+            dataclasses.replace(one, theory=theory.exponent(axis, policy, one.figure, said))
+            for one in _fit_figures(columns, table, figures, **own, **options)
+        ]
     return fits
+
+
+def _fit_figures(
+    columns: Mapping[str, np.ndarray],
+    table: np.ndarray,
+    figures: Sequence[str],
+    *,
+    axis: str,
+    **options: Any,
+) -> list[Fit]:
+    """The fit of every figure over the rows `[S, P]` of one group."""
+    at = {name: columns[name][table[0]] for name in _SIZES}
+    least = least_horizon(at["num_adapters"], at["context_dim"])
+    return [
+        fit(
+            columns[figure][table],
+            at[axis],
+            figure=figure,
+            axis=axis,
+            horizon=at["horizon"],
+            least=least,
+            **options,
+        )
+        for figure in figures
+    ]

@@ -7,17 +7,21 @@ import polars as pl
 
 from polar_jax import labels, statistics
 from polar_jax.statistics import Estimate
-from polar_jax.sweep import studies
+from polar_jax.sweep import bootstrap, studies
+from polar_jax.sweep.bootstrap import Interval
 from polar_jax.sweep.studies import Grid
 
 AXIS = "cache_slots"
-# One more slot has to save this share of what all slots save, or it does not pay.
+# One more slot has to save this share of what all slots save, or it does not pay; with many
+# slots, where even equal ones save less each, this part of what a slot saves on average.
 LEAST_SHARE = 0.05
+LEAST_OF_AVERAGE = 0.5
 DEFINITION = (
     "The knee is the smallest K after which every further slot saves less than "
     f"{100 * LEAST_SHARE:.0f} % of what all slots together save, from the smallest K to the "
-    "largest, on the mean curve of the best policy (the learnt one whose loss to full memory is "
-    "least on average over K)"
+    f"largest (beyond {LEAST_OF_AVERAGE / LEAST_SHARE:.0f} slots: less than half of what a slot "
+    "saves on average), on the mean curve of the best policy (the learnt one whose loss to full "
+    "memory is least on average over K)"
 )
 
 
@@ -39,7 +43,7 @@ class Knee(NamedTuple):
     low: int  # 95 % of resampled seeds have their knee within [low, high]
     high: int
     whole: Estimate  # loss at the smallest K minus that at the largest
-    kept: studies.Ratio  # share of the whole saving that the knee has
+    kept: Interval  # share of the whole saving that the knee has
     saving: Estimate  # [M - 1] per slot, from one K to the next
     saving_ms: Estimate  # [M - 1] the same in milliseconds of paging
 
@@ -48,6 +52,15 @@ class Knee(NamedTuple):
         """Whether the largest K loses less than the smallest, as far as the seeds can tell."""
         known = float(self.whole.mean if np.isnan(self.whole.error) else self.whole.low)
         return known > 0.0
+
+
+def least_share(slots: np.ndarray) -> float:
+    """The share of the whole saving that one more slot has to save, or it does not pay.
+
+    Args:
+      slots: `[M]` ascending numbers of slots, `M >= 2`.
+    """
+    return min(LEAST_SHARE, LEAST_OF_AVERAGE / float(slots[-1] - slots[0]))
 
 
 def place(slots: np.ndarray, loss: np.ndarray) -> np.ndarray:
@@ -59,11 +72,11 @@ def place(slots: np.ndarray, loss: np.ndarray) -> np.ndarray:
 
     Returns:
       `[...]` indices into `slots`: 0 where nothing is saved, `M - 1` where even the last
-      step saves 5 % of the whole per slot.
+      step saves `least_share` of the whole per slot.
     """
     saved = -np.diff(loss) / np.diff(slots)
     total = loss[..., :1] - loss[..., -1:]
-    worth = (saved >= LEAST_SHARE * total) & (total > 0.0)
+    worth = (saved >= least_share(slots) * total) & (total > 0.0)
     # One past the last step that is worth it.
     steps = np.arange(1, slots.size)
     return np.where(worth, steps, 0).max(axis=-1)
@@ -135,8 +148,11 @@ def _knee(where: dict[str, Any], rows: pl.DataFrame, grid: Grid) -> Knee | None:
     )
 
 
-def _kept(loss: np.ndarray, draws: np.ndarray, at: int) -> studies.Ratio:
-    """The share of the whole saving at index `at`, with limits over resampled seeds."""
+def _kept(loss: np.ndarray, draws: np.ndarray, at: int) -> Interval:
+    """The share of the whole saving at index `at`, with limits over resampled seeds.
+
+    Resamples that save nothing have no share: beyond 2.5 % of them the interval is open.
+    """
 
     def share(means: np.ndarray) -> np.ndarray:
         total = means[..., 0] - means[..., -1]
@@ -145,9 +161,8 @@ def _kept(loss: np.ndarray, draws: np.ndarray, at: int) -> studies.Ratio:
 
     value = float(share(loss.mean(axis=0)))
     if loss.shape[0] == 1:
-        return studies.Ratio(value, float("nan"), float("nan"))
-    low, high = np.quantile(share(draws), [0.025, 0.975])
-    return studies.Ratio(value, float(low), float(high))
+        return Interval(value, -np.inf, np.inf)
+    return bootstrap.interval(value, share(draws))
 
 
 def sentence(knee: Knee, grid: Grid, price: float | None) -> str:
@@ -156,13 +171,15 @@ def sentence(knee: Knee, grid: Grid, price: float | None) -> str:
     Args:
       knee: one combination.
       grid: the rows.
-      price: price per millisecond where it is no axis; None where unknown.
+      price: price per millisecond where it is no axis; None where it sets no cost.
 
     Returns:
       A sentence with the knee, its interval over seeds and what it keeps.
     """
     where = grid.place(knee.where)
-    if "price_per_ms" not in knee.where and price is not None:
+    # Synthetic costs are in units of utility: no price makes them.
+    drawn = any(studies.SYNTHETIC in str(value) for value in knee.where.values())
+    if "price_per_ms" not in knee.where and price is not None and not drawn:
         where = f"price per ms = {studies.shown(price)}" + (f", {where}" if where else "")
     head = f"At {where}: " if where else ""
     slots = knee.curves[knee.best].slots
@@ -175,18 +192,22 @@ def sentence(knee: Knee, grid: Grid, price: float | None) -> str:
         )
     if knee.knee is None:
         return (
-            f"{head}every slot up to {last} still saves {100 * LEAST_SHARE:.0f} % or more of the "
-            f"whole with {name}: no knee among the values of K that were run."
+            f"{head}from {int(slots[-2])} to {last} every slot still saves "
+            f"{100 * least_share(slots):.2g} % or more of the whole with {name}: no knee among the "
+            "values of K that were run."
         )
     limits = ""
     if not np.isnan(knee.whole.error):
+        kept = ""
+        if np.isfinite([knee.kept.low, knee.kept.high]).all():
+            kept = f"95 % interval {100 * knee.kept.low:.0f} to {100 * knee.kept.high:.0f} %; "
         limits = (
-            f" (95 % interval {100 * knee.kept.low:.0f} to {100 * knee.kept.high:.0f} %; the knee "
-            f"itself is {_range(knee.low, knee.high)} in 95 % of resamples of the seeds)"
+            f" ({kept}the knee itself is {_range(knee.low, knee.high)} in 95 % of resamples of "
+            "the seeds)"
         )
     slot = "slot gives" if knee.knee == 1 else "slots give"
     return (
-        f"{head}{knee.knee} {slot} {100 * knee.kept.value:.0f} % of what {last} would save over "
+        f"{head}{knee.knee} {slot} {100 * knee.kept.estimate:.0f} % of what {last} would save over "
         f"{first}, with {name}{limits}."
     )
 

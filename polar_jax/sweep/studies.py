@@ -14,10 +14,10 @@ from polar_jax.policies import ORACLES
 from polar_jax.statistics import Estimate
 from polar_jax.sweep import bootstrap
 
-_SYNTHETIC = "synthetic:"
+SYNTHETIC = "synthetic:"
 NEAR = 1.1  # what counts as near the best, as a ratio of losses
 # Options that only some streams read; others are named without them.
-_READ_BY = {
+READ_BY = {
     "period": ("rotating",),
     "segments": ("sticky", "drifting"),
     "stay": ("sticky", "drifting"),
@@ -113,6 +113,11 @@ class Winner(NamedTuple):
     missing: tuple[str, ...]  # learnt policies without rows here
 
     @property
+    def contested(self) -> bool:
+        """Whether there was anybody to win against."""
+        return len(self.ratios) > 1
+
+    @property
     def told_apart(self) -> bool:
         """Whether the best's margin to the second is more than chance."""
         return self.margin is not None and float(self.margin.low) > 0.0
@@ -123,20 +128,13 @@ class Record(NamedTuple):
 
     policy: str
     best: int
+    shared: int  # best, with exactly the mean of another
     clear: int  # best, and told apart from the second
     near: int  # within 10 % of the best
     surely: int  # the upper 95 % limit too
     of: int
     worst: float  # largest ratio to the best
     worst_where: dict[str, Any]
-
-
-class Layout(NamedTuple):
-    """Which axes become columns and rows of panels, and what the others are held at."""
-
-    columns: tuple[Axis, tuple[Any, ...]] | None
-    rows: tuple[Axis, tuple[Any, ...]] | None
-    held: dict[str, Any]
 
 
 def shown(value: object) -> str:
@@ -163,7 +161,7 @@ def grid(table: pl.DataFrame, manifest: dict[str, Any]) -> Grid:
     """
     if table.is_empty():
         raise ValueError("there are no rows to report on; run the sweep first.")
-    named = [entry for entry in manifest["axes"] if entry["name"] != "policy"]
+    named = [e for e in own_axes(table, manifest["axes"]) if e["name"] != "policy"]
     blocks: dict[object, list[str]] = {}
     for entry in named:
         block = entry["name"] if entry.get("zipped") is None else int(entry["zipped"])
@@ -171,7 +169,7 @@ def grid(table: pl.DataFrame, manifest: dict[str, Any]) -> Grid:
     axes = []
     table = table.drop("curve_round", "curve_regret", "curve_loss_to_full", strict=False)
     for columns in blocks.values():
-        if len(columns) > 1 and not all(table[name].dtype.is_numeric() for name in columns):
+        if len(columns) > 1 and not _told_by_one(table, columns):
             table, columns = _joined(table, columns), [", ".join(columns)]
         axes.append(_axis(table, columns))
     found = table["policy"].unique().to_list()
@@ -183,6 +181,31 @@ def grid(table: pl.DataFrame, manifest: dict[str, Any]) -> Grid:
     return Grid(table, tuple(axes), tuple(policies), learnt, chosen_on)
 
 
+def _told_by_one(table: pl.DataFrame, columns: list[str]) -> bool:
+    """Whether a block of zipped options is numbers, one of which tells all its steps apart."""
+    steps = table.select(columns).n_unique()
+    return all(table[name].dtype.is_numeric() for name in columns) and steps == max(
+        table[name].n_unique() for name in columns
+    )
+
+
+def own_axes(table: pl.DataFrame, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A manifest's axes without those that are zipped with the policies, one value each.
+
+    Args:
+      table: a row per lane.
+      entries: the manifest's `axes`.
+
+    Returns:
+      The entries left; what is a constant of each policy is no axis.
+    """
+    block = next((e.get("zipped") for e in entries if e["name"] == "policy"), None)
+    along = [e["name"] for e in entries if block is not None and e.get("zipped") == block]
+    if not along or table.select(along).n_unique() > table["policy"].n_unique():
+        return list(entries)
+    return [e for e in entries if e["name"] == "policy" or e["name"] not in along]
+
+
 def _axis(table: pl.DataFrame, columns: list[str]) -> Axis:
     """The axis of one column; others of its block move along with it."""
     column = max(columns, key=lambda name: table[name].n_unique())
@@ -190,8 +213,8 @@ def _axis(table: pl.DataFrame, columns: list[str]) -> Axis:
     numbers: dict[Any, float] | None = None
     if table[column].dtype.is_numeric() and None not in values:
         numbers = {value: float(value) for value in values}
-    elif all(str(value).startswith(_SYNTHETIC) for value in values):
-        numbers = {value: float(str(value).removeprefix(_SYNTHETIC)) for value in values}
+    elif all(str(value).startswith(SYNTHETIC) for value in values):
+        numbers = {value: float(str(value).removeprefix(SYNTHETIC)) for value in values}
     if numbers is not None:
         values = sorted(values, key=lambda value: numbers[value])
     title = TITLES.get(column, column.replace("_", " "))
@@ -210,7 +233,7 @@ def _joined(table: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
         ", ".join(
             _member(name, row[name])
             for name in columns
-            if name not in _READ_BY or row.get("environment", "") in ("", *_READ_BY[name])
+            if name not in READ_BY or row.get("environment", "") in ("", *READ_BY[name])
         )
         for row in rows.to_dicts()
     ]
@@ -299,9 +322,17 @@ def by_seed(rows: pl.DataFrame, key: str, value: str) -> tuple[list[Any], np.nda
 
     Returns:
       The values of `key`, `[S, P]` figures in that order and the `[S]` seeds; `S` may be 0.
+
+    Raises:
+      ValueError: if several rows have one seed and one value of `key`.
     """
+    if rows.select("seed", key).is_duplicated().any():
+        raise ValueError(
+            f"several rows have the same seed and {key}, so an axis that tells them apart is "
+            "missing from the manifest."
+        )
     names = rows[key].unique(maintain_order=True).to_list()
-    wide = rows.pivot(key, index="seed", values=value, aggregate_function="first")
+    wide = rows.pivot(key, index="seed", values=value)
     matrix = wide.select(pl.exclude("seed")).to_numpy().astype(np.float64)
     whole = np.isfinite(matrix).all(axis=1)
     return names, matrix[whole], wide["seed"].to_numpy()[whole]
@@ -365,21 +396,23 @@ def _ratios(loss: np.ndarray, best: int) -> list[Ratio]:
 
 
 def records(winners: Sequence[Winner]) -> list[Record]:
-    """Every learnt policy over all combinations, most often best first.
+    """Every learnt policy over all combinations of two or more, most often best first.
 
     Args:
       winners: from `winners`.
     """
-    names = list(dict.fromkeys(name for winner in winners for name in winner.ratios))
+    contested = [winner for winner in winners if winner.contested]
+    names = list(dict.fromkeys(name for winner in contested for name in winner.ratios))
     found = []
     for name in names:
-        here = [winner for winner in winners if name in winner.ratios]
+        here = [winner for winner in contested if name in winner.ratios]
         worst = max(here, key=lambda winner: winner.ratios[name].value)
         won = [winner for winner in here if name in winner.tied]
         found.append(
             Record(
                 policy=name,
                 best=len(won),
+                shared=sum(len(winner.tied) > 1 for winner in won),
                 clear=sum(winner.told_apart for winner in won),
                 near=sum(winner.ratios[name].value <= NEAR for winner in here),
                 surely=sum(winner.ratios[name].high <= NEAR for winner in here),
@@ -391,39 +424,21 @@ def records(winners: Sequence[Winner]) -> list[Record]:
     return sorted(found, key=lambda one: (-one.best, -one.near, one.worst))
 
 
-def layout(
-    grid: Grid, drawn: Iterable[str], *, most_columns: int = 4, most_rows: int = 3
-) -> Layout:
-    """Panels for a figure: the two longest axes that are not drawn, the others held.
+def least(summary: pl.DataFrame, grid: Grid, axis: Axis) -> list[tuple[Any, int]]:
+    """At which values of an axis the loss per request of the first learnt policy is least.
 
     Args:
+      summary: from `summaries`.
       grid: the rows.
-      drawn: columns of the axes inside a panel.
-      most_columns: panels side by side, at most; more values are thinned evenly.
-      most_rows: the same from top to bottom.
+      axis: one of its axes.
 
     Returns:
-      The layout. Numbers are held at their middle value, words at their first.
+      Values, and in how many combinations of the other axes each has the least mean; most
+      often first.
     """
-    inside = set(drawn)
-    others = [axis for axis in grid.axes if axis.column not in inside]
-    several = sorted((a for a in others if len(a.values) > 1), key=lambda a: -len(a.values))
-    panels = [
-        (axis, thinned(axis.values, most))
-        for axis, most in zip(several, (most_columns, most_rows), strict=False)
-    ]
-    chosen = {axis.column for axis, _ in panels}
-    held = {
-        axis.column: axis.values[0 if axis.numbers is None else (len(axis.values) - 1) // 2]
-        for axis in others
-        if axis.column not in chosen
-    }
-    columns, rows = ([*panels, None, None])[:2]
-    return Layout(columns, rows, held)
-
-
-def thinned(values: Sequence[Any], most: int) -> tuple[Any, ...]:
-    """At most `most` of the values, evenly spaced, both ends included."""
-    if len(values) <= most:
-        return tuple(values)
-    return tuple(values[round(place)] for place in np.linspace(0, len(values) - 1, most))
+    others = [one.column for one in grid.axes if one.column != axis.column]
+    mine = summary.filter(policy=grid.learnt[0])
+    ranked = mine.sort(pl.col("loss_to_full_mean") / pl.col("horizon"), maintain_order=True)
+    best = ranked.unique(others, keep="first", maintain_order=True) if others else ranked.head(1)
+    counts = best[axis.column].value_counts().rows()
+    return sorted(counts, key=lambda one: (-one[1], axis.values.index(one[0])))

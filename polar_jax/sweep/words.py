@@ -5,7 +5,8 @@ from typing import Any, TypedDict
 
 from polar_jax import labels
 from polar_jax.sweep import studies
-from polar_jax.sweep.studies import Axis, Grid, Layout, Record, Winner
+from polar_jax.sweep.layouts import Layout
+from polar_jax.sweep.studies import Axis, Grid, Record, Winner
 
 _MOST_LISTED = 8
 _OPTIONS = {"adapters": "num_adapters", "slots": "cache_slots", "seed": "base_seed"}
@@ -148,18 +149,20 @@ def banners(grid: Grid, facts: Facts) -> list[str]:
 
 
 def verdict(winners: Sequence[Winner], records: Sequence[Record], grid: Grid) -> str:
-    """Who wins, over all combinations, in two or three sentences."""
+    """Who wins, over all combinations with two policies or more, in two or three sentences."""
+    if not grid.learnt:
+        return "Only oracles ran, and oracles are not ranked."
+    if len(grid.learnt) == 1:
+        aside = ", oracles aside" if len(grid.policies) > 1 else ""
+        return f"{_name(grid.learnt[0])} is the only policy that was run{aside}."
     if not records:
-        if not grid.learnt:
-            return "Only oracles ran, and oracles are not ranked."
-        return "No combination has rows of its policies on a common seed yet."
-    if len(records) == 1:
-        return f"{_name(records[0].policy)} is the only policy that could run on a server."
-    if len(winners) == 1:
-        return f"By loss to full memory, {_single(winners[0])}"
+        return "No combination has rows of two policies on a common seed yet."
+    contested = [one for one in winners if one.contested]
+    if len(contested) == 1:
+        return f"By loss to full memory, {_single(contested[0])}"
     first = records[0]
     text = f"{_name(first.policy)} is the best policy in {first.best} of {first.of} combinations"
-    text += f" ({first.clear} of them beyond chance)"
+    text += f" ({first.clear} of them beyond chance{_shared(first)})"
     others = [one for one in records[1:] if one.best]
     if others:
         text += "; " + listed([f"{_name(one.policy)} in {one.best}" for one in others[:4]])
@@ -170,6 +173,27 @@ def verdict(winners: Sequence[Winner], records: Sequence[Record], grid: Grid) ->
         else f"at worst {percent(safest.worst)} above the best ({grid.place(safest.worst_where)})."
     )
     return text
+
+
+def _shared(one: Record) -> str:
+    return f", {one.shared} an exact tie with another" if one.shared else ""
+
+
+def least(counts: Sequence[tuple[object, int]], axis: Axis) -> str:
+    """Where along an axis the loss of the only policy is least, in a sentence.
+
+    Args:
+      counts: from `studies.least`.
+      axis: the axis.
+    """
+    of = sum(count for _, count in counts)
+    if of == 1:
+        return f"Its mean loss to full memory per request is least at {axis.name(counts[0][0])}."
+    places = listed([f"{axis.name(value)} in {count}" for value, count in counts[:_MOST_LISTED]])
+    return (
+        f"Of {of} combinations of the other axes, its mean loss to full memory per request is "
+        f"least at {places}."
+    )
 
 
 def judged(grid: Grid) -> str:
@@ -186,7 +210,9 @@ def judged(grid: Grid) -> str:
 
 
 def _single(winner: Winner) -> str:
-    if winner.second is None or winner.margin is None:
+    if len(winner.tied) > 1:
+        return f"{listed([_name(one) for one in winner.tied])} are best and tie exactly."
+    if winner.second is None:
         return f"{_name(winner.best)} is alone."
     ratio = winner.ratios[winner.second]
     told = "which is not chance alone" if winner.told_apart else "which may be chance"
@@ -214,15 +240,23 @@ def held(grid: Grid, lay: Layout) -> str:
         if side is not None and len(side[1]) < len(side[0].values):
             axis, values = side
             parts.append(f"{len(values)} of {len(axis.values)} values of {axis.title} have panels.")
+    if lay.styles is not None:
+        plain, dotted = (lay.styles.name(value) for value in lay.styles.values)
+        parts.append(f"Dotted lines with open points: {dotted}; the others: {plain}.")
     fixed = [
         f"{axis.title} is held at {axis.number(lay.held[axis.column])}"
-        + (" (its middle value)" if axis.numbers is not None and len(axis.values) > 2 else "")
+        + " (its middle value)" * _in_the_middle(axis, lay.held[axis.column])
         for axis in grid.axes
         if axis.column in lay.held and len(axis.values) > 1
     ]
     if fixed:
         parts.append(f"{listed(fixed)}; nothing is averaged over it.")
     return " ".join(parts)
+
+
+def _in_the_middle(axis: Axis, value: object) -> bool:
+    values = axis.values
+    return axis.numbers is not None and len(values) > 2 and value == values[(len(values) - 1) // 2]
 
 
 def measured(axis: Axis) -> tuple[str, bool, str]:
@@ -240,3 +274,14 @@ def measured(axis: Axis) -> tuple[str, bool, str]:
     if axis.column in ("cache_slots", "price_per_ms", "costs"):
         return "loss_to_full", True, why
     return "loss_to_full", True, "Loss to full memory is never negative and compares all panels."
+
+
+def figure(name: str, *, per_request: bool = False) -> str:
+    """A figure's name for people, from its column."""
+    if name == "loss_to_full":
+        text = "loss to full memory"
+    elif name.startswith("regret_"):
+        text = f"regret, part of {name.removeprefix('regret_')}"
+    else:
+        text = name.replace("_", " ")
+    return f"{text} per request" if per_request else text
