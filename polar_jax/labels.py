@@ -99,16 +99,16 @@ LABELS = {
         "Cost-blind", "#E69F00", _DOTTED, "is POLAR-E whose router ignores the paging cost"
     ),
     "no_forced": Label(
-        "POLAR-E unforced", "#D55E00", _DOTTED, "is POLAR-E without forced exploration"
+        "POLAR-E unforced", "#F2A77A", _DOTTED, "is POLAR-E without forced exploration"
     ),
     "polar_plus_no_forced": Label(
-        "POLAR+ unforced", "#009E73", _DOTTED, "is POLAR+ without forced exploration"
+        "POLAR+ unforced", "#7FCEB9", _DOTTED, "is POLAR+ without forced exploration"
     ),
     "epsilon_greedy": Label(
         "ε-greedy", "#332288", _DASH_DOT, "has POLAR-E's cache and an ε-greedy router"
     ),
     "lin_ts": Label(
-        "Thompson", "#117733", _DASH_DOT, "has POLAR-E's cache and a Thompson-sampling router"
+        "Thompson", "#88AA55", _DASH_DOT, "has POLAR-E's cache and a Thompson-sampling router"
     ),
     "random": Label(
         "Random", "#661100", _DASH_DOT, "has POLAR-E's cache and routes uniformly at random"

@@ -56,14 +56,16 @@ def axis_png(
     for number, row in enumerate(cells):
         shown = [_here(rows, lay, number * len(row) + column)["mean"] for column in range(len(row))]
         _y_scale(row, np.concatenate([one.to_numpy() for one in shown]))
+    named: list[tuple[Axes, list[drawing.End]]] = []
     for panel, axes in enumerate(one for row in cells for one in row):
         _x_scale(axes, axis, cells.shape[1])
-        ends = _lines(axes, _here(rows, lay, panel), grid, axis, lay.styles)
-        if direct:
-            drawing.label_ends(axes, ends, gap=panels.LABEL_GAP / height)
-        if not ends:
+        named.append((axes, _lines(axes, _here(rows, lay, panel), grid, axis, lay.styles)))
+        if not named[-1][1]:
             drawing.note(axes, "no rows here")
         drawing.plain(axes)
+    # Last, as panels of a row share a scale that each of them may still have widened.
+    for axes, ends in named if direct else ():
+        drawing.label_ends(axes, ends, gap=panels.LABEL_GAP / height)
     beside = words.figure(figure_name, per_request=per_request)
     panels.titles(figure, cells, lay, axis.title, beside)
     if not direct:

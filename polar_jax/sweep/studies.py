@@ -31,6 +31,7 @@ TITLES = {
     "costs": "paging costs",
     "alpha": "confidence factor alpha",
     "epoch_length": "epoch length of POLAR",
+    "window": "contexts of a replan",
     "ridge": "ridge",
     "noise": "reward noise",
     "zipf": "Zipf exponent",
