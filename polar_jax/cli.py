@@ -4,13 +4,12 @@ Imports are inside functions, so that `--help` answers before JAX could load.
 """
 
 import io
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from polar_jax import terminal
+from polar_jax import streams, terminal
 from polar_jax.terminal import BAD_INPUT, FAILED, PROGRAM
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(words)
     except BrokenPipeError:
         # Whoever read our output has gone, as `head` does; the files are written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.detach(sys.stdout)
         return FAILED
     finally:
         for number, handler in before.items():

@@ -54,6 +54,8 @@ MEASURED_COSTS = "qwen2.5-7b"
 MAX_COST = 1e6
 MAX_CONSTANT = 1e6
 MAX_DEVICES = 4_096
+# Their list is held in memory, and a run of more would take months.
+MAX_EPOCHS = 10**7
 _SYNTHETIC = "synthetic:"
 
 
@@ -206,6 +208,9 @@ def check_numbers(config: RunConfig) -> None:
         if getattr(config, option) is not None:
             checks.at_least(_flag(option), getattr(config, option), 1)
     checks.between("--window", config.window, 1, checks.MAX_WINDOW, whole=True)
+    if config.epoch_length is not None:
+        least = -(-config.horizon // MAX_EPOCHS)
+        checks.at_least("--epoch-length", config.epoch_length, least)
     if config.devices is not None:
         checks.between("--devices", config.devices, 1, MAX_DEVICES, whole=True)
     checks.at_least("--seed", config.seed, 0)

@@ -209,16 +209,20 @@ def residency_value() -> Controller:
 
 
 @functools.cache
-def epoch(replan: Callable[[ReplanInputs], Array]) -> Controller:
+def epoch(replan: Callable[[ReplanInputs], Array], *, search: str, optimistic: bool) -> Controller:
     """Changes the set at epoch boundaries only, by `replan` (POLAR and POLAR+).
 
     Args:
       replan: `[N]` set from `ReplanInputs`; equal functions give the same controller, so that
         their policies share a compiled program.
+      search: what it searches with.
+      optimistic: whether it plans on `mean + beta * width`.
     """
 
     def planned(params: Any, state: Any, inputs: ReplanInputs) -> tuple[Any, Array]:
         del params
         return state, replan(inputs)
 
-    return Controller(init=_no_memory, admit=None, replan=planned)
+    return Controller(
+        init=_no_memory, admit=None, replan=planned, search=search, optimistic=optimistic
+    )

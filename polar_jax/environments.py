@@ -283,7 +283,6 @@ def _rounds(
     )
 
 
-@functools.cache
 def environment(
     name: str, *, num_clusters: int = 6, num_segments: int | None = None
 ) -> Environment:
@@ -296,7 +295,7 @@ def environment(
         (default 32); the others have one.
 
     Returns:
-      The environment; equal arguments give the same object.
+      The environment; arguments that mean the same stream give the same object.
 
     Raises:
       ValueError: for an unknown name, or counts below 1.
@@ -308,6 +307,11 @@ def environment(
         segments[name] = num_segments
     shape = _Shape(num_clusters, segments.get(name, 1))
     checks.at_least("num_segments", shape.num_segments, 1)
+    return _environment(name, shape)
+
+
+@functools.cache
+def _environment(name: str, shape: _Shape) -> Environment:
     kind = _KINDS[name]
     return Environment(
         name=name,
@@ -315,7 +319,7 @@ def environment(
         rounds=functools.partial(_rounds, kind=kind),
         binary_reward=kind.binary,
         independent=kind.independent,
-        num_clusters=num_clusters,
+        num_clusters=shape.num_clusters,
         num_segments=shape.num_segments,
     )
 

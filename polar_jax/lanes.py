@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from polar_jax import environments, epochs, lane_calls, oracles, programs
+from polar_jax import chunks, environments, epochs, lane_calls, oracles, programs
 from polar_jax.lane_calls import Costs, Experiment, Shape
 from polar_jax.programs import tile_width
 from polar_jax.results import PolicyResult, Progress, Results, Wave, results_of
@@ -151,9 +151,8 @@ class _Run:
         self.cell = np.asarray([cell for cell, _ in lane], np.int32)
         self.seed = np.asarray([seed for _, seed in lane], np.int32)
         platform = jax.devices()[0].platform
-        shape = self.first.compiled_shape
-        self.tile = tile_width(shape, platform)
-        self.chunk = chunk or programs.chunk_rounds(shape, platform)
+        self.tile = tile_width(self.first.compiled_shape, platform)
+        self.chunk = chunk or chunks.chunk_rounds(self.first, self.tile, platform)
         self.place = programs.place(-(-self.seed.size // self.tile), num_devices)
         self.sampled = lane_calls.oracle_rounds(self.first.environment, self.first.problem.horizon)
         self.cells = self._cell_arrays()

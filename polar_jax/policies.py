@@ -216,7 +216,9 @@ def _compose(
 
 
 def _replanner(search: str, *, optimistic: bool) -> Controller:
-    return controllers.epoch(replanning.replanner(search, optimistic=optimistic))
+    return controllers.epoch(
+        replanning.replanner(search, optimistic=optimistic), search=search, optimistic=optimistic
+    )
 
 
 def _fixed_epoch(problem: Problem, settings: Settings) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from polar_jax import environments, epochs, lane_calls, oracles, paging
+from polar_jax import chunks, environments, epochs, lane_calls, oracles, paging
 from polar_jax.lane_calls import Experiment, Needs, Setup, Shape
 from polar_jax.types import ChunkClock, LaneState, Rounds
 
@@ -27,11 +27,6 @@ _TILE_ACCELERATOR = 4_096
 # A tile's state and one chunk of its rounds must fit in this many bytes.
 _TILE_BYTES = {"cpu": 2**30}
 _TILE_BYTES_ACCELERATOR = 8 * 2**30
-# Rounds per compiled call: whole blocks, and short enough to answer Ctrl-C at once.
-_CHUNK_ROUNDS = 4 * environments.BLOCK
-# Numbers of all precision matrices of a device that one call may read: about a second.
-_CHUNK_WORK = {"cpu": 1e10}
-_CHUNK_WORK_ACCELERATOR = 1e13
 _LANES, _SHARED = PartitionSpec("lanes"), PartitionSpec()
 # Run once per seed, so compiling it fast is worth more than running it fast.
 _QUICK_COMPILE = {"cpu": {"xla_backend_optimization_level": 1}}
@@ -64,7 +59,7 @@ def _lane_bytes(shape: Shape) -> tuple[int, int]:
     # Statistics are kept twice while they are updated; a chunk holds contexts,
     # utilities and decisions; the oracle sees its sample twice; a replan holds every
     # sampled direction.
-    chunk = _CHUNK_ROUNDS * (3 * n + 2 * d + 16) + 2 * oracles.ORACLE_CONTEXTS * n
+    chunk = chunks.MAX_ROUNDS * (3 * n + 2 * d + 16) + 2 * oracles.ORACLE_CONTEXTS * n
     planned = environments.RESERVOIR_SLOTS * (n * d + 64)
     return 4 * 2 * n * d * (3 * d + 4), 4 * (chunk + planned)
 
@@ -80,21 +75,6 @@ def estimated_bytes(shape: Shape, num_policies: int, platform: str) -> int:
     state, shared = _lane_bytes(shape)
     # A state is updated in place but for the policy that is being served.
     return tile_width(shape, platform) * (state // 2 * (num_policies + 1) + shared)
-
-
-def chunk_rounds(shape: Shape, platform: str) -> int:
-    """Rounds per compiled call, whole blocks, so that a call takes about a second at most.
-
-    Args:
-      shape: sizes that the programs are compiled for.
-      platform: "cpu", "gpu" or "tpu".
-    """
-    per_round = tile_width(shape, platform) * shape.num_adapters * shape.context_dim**2
-    budget = _CHUNK_WORK.get(platform, _CHUNK_WORK_ACCELERATOR)
-    rounds = _CHUNK_ROUNDS
-    while rounds > environments.BLOCK and rounds * per_round > budget:
-        rounds //= 2
-    return rounds
 
 
 class Placement(NamedTuple):
@@ -330,11 +310,12 @@ class Family:
         )
 
 
-def descriptions(experiment: Experiment) -> list[tuple[Any, str]]:
+def descriptions(experiment: Experiment, platform: str) -> list[tuple[Any, str]]:
     """Every program that an experiment needs: what makes it another one, and its name.
 
     Args:
       experiment: what would run.
+      platform: "cpu", "gpu" or "tpu".
 
     Returns:
       `(key, text)` pairs; equal keys are one program, whoever asks for it.
@@ -344,6 +325,8 @@ def descriptions(experiment: Experiment) -> list[tuple[Any, str]]:
     samples = 0 if table is None else paging.draw_arrays(table)[0].shape[1]
     widths = [one.members.shape for one in lane_calls.subset_tables(experiment.problem, shape)]
     sizes = f"{shape.num_adapters} adapters, {shape.context_dim} features"
+    chunk = chunks.chunk_rounds(experiment, tile_width(shape, platform), platform)
+    short = "" if chunk == chunks.MAX_ROUNDS else f", {chunk} rounds a call"
     stream = f"{env.name} with {env.num_clusters} clusters"
     if env.num_segments > 1:
         stream += f", {env.num_segments} segments"
@@ -351,9 +334,9 @@ def descriptions(experiment: Experiment) -> list[tuple[Any, str]]:
     drawn = "".join(f", {name}" for name, read in needs._asdict().items() if read)
     found: list[tuple[Any, str]] = [
         (("setup", env, shape, samples), f"setup {stream}: {sizes}"),
-        (("draw", env, shape, needs), f"draw {stream}: {sizes}{drawn}"),
-        (("pick", shape), f"pick: {sizes}"),
-        (("oracle", shape, samples, widths[0]), f"oracle: {sizes}"),
+        (("draw", env, shape, needs, chunk), f"draw {stream}: {sizes}{drawn}{short}"),
+        (("pick", shape, chunk), f"pick: {sizes}{short}"),
+        (("oracle", shape, samples, widths[0], chunk), f"oracle: {sizes}{short}"),
     ]
     rewards = ", rewards of 0 and 1" if env.binary_reward else ""
     for policy in experiment.policies:
@@ -363,8 +346,8 @@ def descriptions(experiment: Experiment) -> list[tuple[Any, str]]:
         found += [
             (("start", policy.rule, shape, samples), f"start {name}: {sizes}"),
             (
-                ("advance", policy.rule, env.binary_reward, shape, samples, widths[1]),
-                f"advance {name}: {sizes}{rewards}",
+                ("advance", policy.rule, env.binary_reward, shape, samples, widths[1], chunk),
+                f"advance {name}: {sizes}{rewards}{short}",
             ),
         ]
     return found
@@ -429,8 +412,9 @@ def waves_in_flight(wave_bytes: int, platform: str, memory_limit: int | None) ->
     Raises:
       MemoryError: if not even one wave fits.
     """
-    have = device_memory(platform)
-    limit = memory_limit or (None if have is None else have * 4 // 5)
+    limit, have = memory_limit, device_memory(platform)
+    if limit is None and have is not None:
+        limit = have * 4 // 5
     most = _MAX_IN_FLIGHT.get(platform, _MAX_IN_FLIGHT_ACCELERATOR)
     if limit is None:
         return 1

@@ -2,8 +2,9 @@
 
 import os
 import pathlib
+import shlex
 import signal
-import sys
+import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from polar_jax.sweep.plan import Plan
     from polar_jax.sweep.run import Outcome, Stop
 
-# Slurm and its launchers warn with one of the last two before they kill.
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 _SWEEPS: dict[str, type[Any]] = {
     "run": commands.SweepRun,
     "plan": commands.SweepPlan,
@@ -65,7 +64,7 @@ def main(words: Sequence[str]) -> int:
         if options is None:
             return 0
         return _ACTIONS[kind](options)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError, OverflowError) as error:
         return terminal.error(terminal.describe(error, kind), BAD_INPUT)
 
 
@@ -85,7 +84,9 @@ def _run(options: commands.SweepRun) -> int:
     options.check()
     out = options.out or pathlib.Path("results") / options.spec.stem
     seconds = options.shard_seconds or _stored_seconds(out)
+    began = time.perf_counter()
     plan = _plan_of(options.spec, seconds, options.devices)
+    planning = time.perf_counter() - began
     from polar_jax import console
     from polar_jax.sweep import run
     from polar_jax.sweep.console import SweepView, print_outcome
@@ -103,26 +104,45 @@ def _run(options: commands.SweepRun) -> int:
             outcome = run.execute(plan, out, how, view, stop)
     except OSError as error:
         return terminal.error(terminal.describe(error, commands.SweepRun), FAILED)
+    stored = _standing(outcome, out)
+    # From here on there is no checkpoint to write: a signal ends the process at once.
+    terminal.end_at_signals(lambda: None, f"; {stored}.")
     if received:
         word = "interrupted" if received[0] == signal.SIGINT else "stopped by a signal"
-        print(
-            f"{PROGRAM}: {word}; {outcome.done} of {outcome.shards} shards are done, the one in "
-            "work is checkpointed; the same command goes on.",
-            file=sys.stderr,
-        )
+        terminal.say(f"{word}; {stored}.")
         return 128 + received[0]
+    began = time.perf_counter()
     written, code = _report_if_whole(out) if options.report else ([], 0)
+    reporting = time.perf_counter() - began
     if not options.quiet:
-        print_outcome(console.stdout(), outcome, written)
-    return _failures(outcome) or code
+        print_outcome(console.stdout(), outcome, written, planning=planning, reporting=reporting)
+    return _unfinished(outcome, told=not options.quiet) or code
 
 
-def _failures(outcome: "Outcome") -> int:
-    for index, text in outcome.failed.items():
+def _standing(outcome: "Outcome", out: pathlib.Path) -> str:
+    """What is stored when a signal ends a run, and what to do."""
+    if outcome.done == outcome.shards:
+        again = f"`{PROGRAM} sweep report {shlex.quote(str(out))}`"
+        return f"all {outcome.shards} shards are stored, {again} makes the tables"
+    return (
+        f"{outcome.done} of {outcome.shards} shards are done, the one in work is checkpointed; the "
+        "same command goes on"
+    )
+
+
+def _unfinished(outcome: "Outcome", *, told: bool) -> int:
+    """Says what is not done; returns the exit code."""
+    # The progress that was shown has told each of them already.
+    for index, text in () if told else outcome.failed.items():
         terminal.error(f"shard {index} failed: {text}", FAILED)
-    if outcome.failed:
-        print(f"{PROGRAM}: the same command tries them again.", file=sys.stderr)
-    return FAILED if outcome.failed else 0
+    if outcome.done == outcome.shards:
+        return 0
+    failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
+    return terminal.error(
+        f"{outcome.done} of {outcome.shards} shards are done{failed}; the same command tries the "
+        "others again.",
+        FAILED,
+    )
 
 
 def _stored_seconds(out: pathlib.Path) -> float:
@@ -143,13 +163,9 @@ def _stop_at_signals(stop: "Stop") -> list[int]:
             os._exit(128 + number)
         received.append(number)
         stop.requested = True
-        os.write(2, f"\n{PROGRAM}: stopping; a checkpoint is being written.\n".encode())
+        terminal.say_at_once(f"\n{PROGRAM}: stopping; a checkpoint is being written.\n")
 
-    for name in _SIGNALS:
-        number = getattr(signal, name, None)
-        # A process started in the background may have been told to ignore Ctrl-C.
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
+    terminal.on_signals(handler)
     return received
 
 

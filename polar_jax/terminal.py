@@ -14,9 +14,16 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn, TypeVar
 
+from polar_jax import streams
+
 PROGRAM = "polar-jax"
 FAILED, BAD_INPUT = 1, 2
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Slurm and its launchers warn with one of the last two before they kill.
+SIGNALS = tuple(
+    number
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    if (number := getattr(signal, name, None)) is not None
+)
 _T = TypeVar("_T")
 
 
@@ -100,27 +107,42 @@ def _cache_folder(kind: str) -> pathlib.Path | None:
     return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
-def end_at_signals(clean_up: Callable[[], None]) -> None:
+def end_at_signals(clean_up: Callable[[], None], more: str = "") -> None:
     """Makes Ctrl-C and termination end the process at once, after `clean_up`.
 
     Raising instead would wait for compilations, whose threads cannot be stopped.
+
+    Args:
+      clean_up: called first.
+      more: what to tell beside that it ended.
     """
 
     def handler(number: int, _frame: FrameType | None) -> NoReturn:
         with contextlib.suppress(Exception):
             clean_up()
-        # Written without buffers and locks: the interrupted code may hold them. A
-        # progress bar hides the cursor, and Ctrl-C leaves its own mark on the line.
+        # A progress bar hides the cursor, and Ctrl-C leaves its own mark on the line.
         start = "\x1b[?25h\n" if sys.stderr.isatty() else ""
         word = "interrupted" if number == signal.SIGINT else "terminated"
-        with contextlib.suppress(OSError):
-            os.write(2, f"{start}{PROGRAM}: {word}\n".encode())
+        say_at_once(f"{start}{PROGRAM}: {word}{more}\n")
         os._exit(128 + number)
 
+    on_signals(handler)
+
+
+def on_signals(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Has `handler` called at every signal that asks a process to end."""
     for number in SIGNALS:
         # A process started in the background may have been told to ignore Ctrl-C.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def say_at_once(text: str) -> None:
+    """Writes to stderr from within a signal's handler, where somebody still reads it."""
+    # Without buffers and locks, which the interrupted code may hold. Ctrl-C also ends a
+    # `| tee` that would have read this.
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())
 
 
 def describe(error: BaseException, options: type) -> str:
@@ -140,5 +162,13 @@ def _names(options: type) -> set[str]:
 
 def error(message: str, code: int) -> int:
     """Prints an error in one line; returns the exit code."""
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr, flush=True)
+    say(f"error: {message}")
     return code
+
+
+def say(message: str) -> None:
+    """Prints a line on stderr, where somebody still reads it: the exit code tells the rest."""
+    try:
+        print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        streams.detach(sys.stderr)

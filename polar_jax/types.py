@@ -129,6 +129,8 @@ class Controller(NamedTuple):
     admit: Callable[[Any, Any, AdmitInputs], tuple[Any, Admission]] | None
     replan: Callable[[Any, Any, ReplanInputs], tuple[Any, Array]] | None
     randomised: bool = False  # whether it reads `policy_bits`
+    search: str = ""  # what `replan` searches with, of `replanning.SEARCHES`; "" for no search
+    optimistic: bool = False  # whether `replan` reads `ReplanInputs.optimistic`
 
 
 class Rule(NamedTuple):

@@ -3,21 +3,23 @@
     python tests/interrupt_sweep.py --kills 20
 
 runs a small sweep undisturbed and once more with kills, and fails unless all rows are
-bitwise the same, no progress was lost beyond a checkpoint, and no stray file is left.
+bitwise the same, what was stored never became less, and no stray file is left.
 """
 
 import argparse
+import math
 import pathlib
 import random
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import polars
 
 from polar_jax import sweep
-from polar_jax.sweep import store
+from polar_jax.sweep import status, store
 
 SPEC = """
 filters = ["slots <= adapters"]
@@ -35,17 +37,20 @@ alpha = [0.2, 0.5]
 CHECKPOINT_SECONDS = 0.2
 
 
-def command(spec: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
-    """The command line that runs a sweep here."""
+PROGRAM = ("-m", "polar_jax")
+
+
+def start(
+    spec: pathlib.Path, out: pathlib.Path, *more: str, program: Sequence[str] = PROGRAM
+) -> "subprocess.Popen[str]":
+    """Starts a sweep in a process of its own; `program` is what Python is to run."""
     options = ["--shard-seconds", "2", "--checkpoint-seconds", str(CHECKPOINT_SECONDS)]
     words = ["sweep", "run", str(spec), "--out", str(out), "--quiet", "--no-report", *options]
-    return [sys.executable, "-m", "polar_jax", *words, *more]
-
-
-def start(spec: pathlib.Path, out: pathlib.Path, *more: str) -> "subprocess.Popen[str]":
-    """Starts a sweep in a process of its own."""
     return subprocess.Popen(
-        command(spec, out, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *program, *words, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -61,21 +66,13 @@ def files(out: pathlib.Path) -> list[str]:
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
 
-def progress(out: pathlib.Path) -> float:
-    """Work that is safely stored, in shards; a checkpoint counts by how far it is."""
+def progress(out: pathlib.Path) -> int:
+    """Decisions that are safely stored, in shards and in checkpoints."""
     try:
-        folder = store.open_existing(out)
+        found = status.read(out)
     except store.StoreError:
-        return 0.0
-    states = folder.states(folder.manifest["num_shards"])
-    done = float(sum(state == "done" for state in states.values()))
-    for index, state in states.items():
-        found = None if state == "done" else folder.read_checkpoint(index)
-        if found is not None:
-            position = found[1]["position"]
-            rounds = position.get("first_round", 0) / 1e5
-            done += min(0.9, found[1]["batch"] / 10 + rounds / 10)
-    return done
+        return 0
+    return found["decisions"] + found["checkpointed"]
 
 
 def assert_equal_rows(left: pathlib.Path, right: pathlib.Path) -> int:
@@ -87,36 +84,64 @@ def assert_equal_rows(left: pathlib.Path, right: pathlib.Path) -> int:
     return a.height
 
 
-def wait_for_work(
-    process: "subprocess.Popen[str]", out: pathlib.Path, before: float, seconds: float
-) -> None:
-    """Waits until a sweep has stored something new, or has ended."""
-    until = time.perf_counter() + seconds
-    while process.poll() is None and time.perf_counter() < until and progress(out) <= before:
-        time.sleep(0.05)
+def follow(
+    process: "subprocess.Popen[str]", out: pathlib.Path, seconds: float, beyond: float = math.inf
+) -> int:
+    """Watches what a sweep has stored, which must never become less.
+
+    A process that starts a shard again in place of going on from its checkpoint overwrites
+    that with less, soon after it began and long before it has caught up.
+
+    Args:
+      process: the sweep's.
+      out: its folder.
+      seconds: how long to watch at most.
+      beyond: watch no longer once more decisions than these are stored.
+
+    Returns:
+      Decisions that are stored at the end.
+    """
+    until, stored = time.perf_counter() + seconds, progress(out)
+    while process.poll() is None and time.perf_counter() < until and stored <= beyond:
+        time.sleep(0.02)
+        now = progress(out)
+        if now < stored:
+            raise AssertionError(f"stored decisions went back from {stored:,} to {now:,}")
+        stored = now
+    return stored
 
 
-def interrupt(out: pathlib.Path, spec: pathlib.Path, kills: int, seed: int) -> int:
+def interrupt(
+    out: pathlib.Path,
+    spec: pathlib.Path,
+    kills: int,
+    seed: int,
+    program: Sequence[str] = PROGRAM,
+) -> int:
     """Runs a sweep to its end through `kills` kills; returns how many hit it at work.
 
     Every fourth kill comes at any moment from the start on, the others soon after new work
     was stored, so that most of them find the process at work.
     """
     rng = random.Random(seed)
-    hits, before = 0, 0.0
-    for kill in range(kills):
-        process = start(spec, out)
-        if kill % 4:
-            wait_for_work(process, out, before, 120.0)
-        time.sleep(rng.uniform(0.0, 1.0 if kill % 4 else 6.0))
-        hits += process.poll() is None
-        process.kill()
-        process.communicate()
-        now = progress(out)
-        if now < before - 1e-9:
-            raise AssertionError(f"stored work went back from {before} to {now}")
-        before = now
-    finish(start(spec, out))
+    hits = 0
+    for kill in range(kills + 1):
+        before = progress(out)
+        process = start(spec, out, program=program)
+        try:
+            if kill == kills:
+                follow(process, out, math.inf)
+                finish(process)
+                break
+            if kill % 4:
+                follow(process, out, 120.0, before)
+            follow(process, out, rng.uniform(0.0, 1.0 if kill % 4 else 6.0))
+            hits += process.poll() is None
+        finally:
+            process.kill()
+            process.communicate()
+        if progress(out) < before:
+            raise AssertionError(f"stored decisions went back from {before:,} to {progress(out):,}")
     return hits
 
 

@@ -5,10 +5,11 @@ import pathlib
 import random
 from typing import Any
 
+import interrupt_sweep
 import numpy as np
 import pytest
 
-from polar_jax import policies, programs
+from polar_jax import chunks, policies, programs
 from polar_jax.lane_calls import Shape
 from polar_jax.sweep import costs, plan, run, spec
 
@@ -82,6 +83,59 @@ def test_the_programs_that_are_listed_are_those_that_are_compiled(tmp_path):
     compiled = collections.Counter(key[0][0] for key in set(programs._COMPILED) - before)
     listed = collections.Counter(name.split()[0].rstrip(":") for name in made.programs())
     assert compiled == listed
+
+
+def test_segments_make_no_other_program_of_a_stream_that_has_none():
+    made = planned(MIXED + "segments = [1, 2, 3]\nenvironment = ['clustered', 'sticky']")
+    # One of clustered, and one of sticky for each number of segments, per pair of sizes.
+    assert len(made.programs("setup")) == 4 * len(made.buckets)
+    assert len({(cell.experiment.environment) for b in made.buckets for cell in b.cells}) == 4
+
+
+def test_programs_with_one_description_are_counted_apart():
+    text = "[fixed]\nseeds = 2\nhorizon = 300\npolicies = ['lru']\n"
+    made = planned(text + "[axes]\ncosts = ['qwen2.5-7b', 'synthetic:0.3']\n")
+    # Tables of measured latencies and none: what they are handed differs in shape.
+    assert len(made.programs("advance")) == 2
+    assert len(set(made.programs("advance"))) == 1
+
+
+OFTEN = """
+[fixed]
+adapters = 5
+context_dim = 3
+slots = 2
+seeds = 3
+horizon = 2_000
+policies = ["polar"]
+[axes]
+epoch_length = [1, 700]
+"""
+
+
+def test_calls_are_shorter_where_they_would_replan_often(tmp_path, monkeypatch):
+    large = "[fixed]\nadapters = 64\nslots = 16\nhorizon = 5000\npolicies = ['polar', 'lru']\n"
+    cells = [planned(large + f"epoch_length = {n}").buckets[0].cells[0] for n in (1, 5_000)]
+    assert [chunks.chunk_rounds(one.experiment, 32, "cpu") for one in cells] == [256, 1_024]
+    whole = run.execute(planned(OFTEN), tmp_path / "a", run.Options(), lambda _: None, run.Stop())
+    assert whole.failed == {}
+    monkeypatch.setattr(chunks, "_CALL_WORK", {"cpu": 4e8})
+    made = planned(OFTEN)
+    assert "256 rounds a call" in " ".join(made.programs("advance"))
+    before = set(programs._COMPILED)
+    assert run.execute(made, tmp_path / "b", run.Options(), lambda _: None, run.Stop()).done
+    compiled = collections.Counter(key[0][0] for key in set(programs._COMPILED) - before)
+    listed = collections.Counter(name.split()[0].rstrip(":") for name in made.programs())
+    # The setup and the start were compiled before.
+    assert compiled == {name: 1 for name in ("draw", "pick", "oracle", "advance")}
+    assert set(listed.values()) == {1}
+    interrupt_sweep.assert_equal_rows(tmp_path / "a", tmp_path / "b")
+
+
+def test_replans_are_part_of_the_estimate():
+    large = OFTEN.replace("context_dim = 3", "context_dim = 16").replace("seeds = 3", "seeds = 64")
+    often, seldom = (planned(large.replace("[1, 700]", f"[{n}]")).seconds for n in (1, 700))
+    assert 50.0 < often / seldom < 500.0
 
 
 def test_configurations_of_one_stream_share_a_cell_and_its_oracle():

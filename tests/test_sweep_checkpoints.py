@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pyarrow
 import pytest
 from sweep_helpers import FACTS, MANIFEST, changed, cut, everything, filled, make_old, rows
 
@@ -115,27 +114,36 @@ def test_a_checkpoint_or_part_of_another_sweep_is_left_out(
 ) -> None:
     other = store.create_or_open(tmp_path / "other", changed(spec_hash="b" * 64))
     other.write_checkpoint(3, {"a": np.zeros(3)}, {})
-    other.write_part(3, 0, rows(0))
+    other.write_part(3, 0, rows(0), (0, 1))
     os.rename(tmp_path / "other" / "checkpoints", opened.out / "checkpoints")
     with pytest.warns(RuntimeWarning, match="belongs to another sweep"):
         assert opened.read_checkpoint(3) is None
     with pytest.warns(RuntimeWarning, match="belongs to another sweep"):
-        assert opened.read_parts(3) == []
+        assert opened.read_parts(3, 1) is None
 
 
-def test_parts_are_read_up_to_the_first_that_is_missing_or_torn(opened: store.Store) -> None:
+def test_parts_are_read_where_they_hold_the_first_batches_and_nothing_else(
+    opened: store.Store,
+) -> None:
+    assert opened.read_parts(5, 0) == []
+    held = [(0, 1), (1, 3), (3, 4), (4, 6)]
     for number in (0, 1, 3):
-        opened.write_part(5, number, rows(number))
-    assert [part["configuration"][0].as_py() for part in opened.read_parts(5)] == [0, 1]
-    opened.write_part(5, 2, rows(2))
-    together = pyarrow.concat_tables(opened.read_parts(5))
-    assert together.equals(pyarrow.concat_tables([rows(number) for number in range(4)]))
+        opened.write_part(5, number, rows(number), held[number])
+    assert opened.read_parts(5, 3) == [rows(0), rows(1)]
+    assert opened.read_parts(5, 6) is None  # part 2 is missing
+    assert opened.read_parts(5, 2) is None  # no part ends there
+    opened.write_part(5, 2, rows(2), held[2])
+    assert opened.read_parts(5, 6) == [rows(number) for number in range(4)]
+    # As an older process leaves it that goes on with what it has in memory.
+    opened.write_part(5, 2, rows(2), (2, 4))
+    assert opened.read_parts(5, 6) is None
+    opened.write_part(5, 2, rows(2), held[2])
     cut(opened.out / "checkpoints" / "5" / "part-1.parquet")
     with pytest.warns(RuntimeWarning, match="part-1.parquet' is damaged"):
-        assert opened.read_parts(5) == [rows(0)]
+        assert opened.read_parts(5, 6) is None
     opened.drop_checkpoint(5)
     opened.drop_checkpoint(5)
-    assert opened.read_parts(5) == []
+    assert opened.read_parts(5, 1) is None
 
 
 def test_failures_are_kept_until_they_are_cleared(opened: store.Store) -> None:
@@ -163,6 +171,7 @@ def test_what_dead_processes_left_goes_and_what_living_ones_write_stays(
         temporary(checkpoint, pid=ended_process()),
         temporary(opened.out / "claims" / "4", started=1),
         temporary(opened.out / "manifest.json", pid=ended_process()),
+        temporary(opened.out / "figures" / "regret.png", pid=ended_process()),
         temporary(shard.with_name("9.parquet"), place="0" * 12),
     ]
     make_old(dead[-1], 3700)
@@ -181,7 +190,7 @@ def test_when_all_is_done_only_the_manifest_and_the_shards_remain(tmp_path: path
     clean = everything(tmp_path)
     for index in range(4):
         opened.write_checkpoint(index, STATE, {})
-        opened.write_part(index, 0, rows(0))
+        opened.write_part(index, 0, rows(0), (0, 1))
         opened.record_failure(index, "it failed", "trace")
         claim = claims.Claims(opened.claims_folder).try_claim(index)
         assert claim is not None

@@ -1,17 +1,19 @@
-"""Sweeps end to end: slices, order, devices, failures, a kill, a signal, the command."""
+"""Sweeps end to end: slices, order, devices, owners, failures, the command."""
 
+import contextlib
+import dataclasses
 import functools
+import json
 import pathlib
-import signal
-import subprocess
-import time
+import re
 from typing import Any
 
 import interrupt_sweep
 import pytest
+import sweep_helpers
 
-from polar_jax import cli, sweep, terminal
-from polar_jax.sweep import plan, rows, run, spec, store
+from polar_jax import cli, lanes, sweep, terminal
+from polar_jax.sweep import plan, rows, run, shard_files, spec, status, store
 
 TEXT = """
 [fixed]
@@ -115,6 +117,165 @@ def test_another_spec_in_the_folder_is_refused_before_anything_is_written(whole)
     assert interrupt_sweep.files(whole) == before
 
 
+def test_a_plan_with_other_shards_in_the_folder_is_refused(whole, monkeypatch):
+    # As an upgrade makes it whose estimates are better.
+    monkeypatch.setattr(plan, "_shards", lambda batches, _: [plan.Shard(0, tuple(batches))])
+    other = plan.make(planned().spec, shard_seconds=SECONDS)
+    assert other.spec.spec_hash == planned().spec.spec_hash
+    assert other.plan_hash != planned().plan_hash
+    with pytest.raises(store.StoreError, match="hold other rows than this plan's"):
+        run.execute(other, whole, run.Options(), lambda _: None, run.Stop())
+
+
+def test_a_shard_with_damaged_pages_is_computed_again(whole, tmp_path):
+    ran(tmp_path / "out")
+    path = store.open_existing(tmp_path / "out").shard_path(1)
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(store.StoreError, match="computes it again"):
+        sweep.load(tmp_path / "out")
+    assert ran(tmp_path / "out").decisions == planned().shards[1].decisions
+    interrupt_sweep.assert_equal_rows(whole, tmp_path / "out")
+
+
+def test_a_shard_that_reads_back_as_damaged_fails_and_is_not_tried_for_ever(tmp_path, monkeypatch):
+    def torn(folder: store.Store, index: int, columns: Any, facts: Any) -> None:
+        del columns, facts
+        folder.shard_path(index).parent.mkdir(parents=True, exist_ok=True)
+        folder.shard_path(index).write_bytes(b"PAR1")
+
+    monkeypatch.setattr(store.Store, "write_shard", torn)
+    outcome = ran(tmp_path / "out")
+    assert set(outcome.failed) == set(range(outcome.shards))
+    assert all("is damaged" in error for error in outcome.failed.values())
+    assert (outcome.done, outcome.decisions) == (0, 0)
+
+
+def test_a_limit_below_one_tile_fails_the_first_shard_of_its_sizes_alone(tmp_path):
+    outcome = ran(tmp_path / "out", memory_limit=0)
+    assert list(outcome.failed) == [0]
+    assert "0 MiB are allowed" in outcome.failed[0]
+    assert outcome.done == 0
+
+
+def in_one_shard() -> plan.Plan:
+    """A sweep of one shard of four batches."""
+    text = TEXT.replace('"polar_experts", ', "").replace("[300, 600]", "[300]")
+    asked = spec.parse(text.replace("seeds = 3", "seeds = 70"), name="t", folder=pathlib.Path())
+    cut = plan.make(asked, shard_seconds=SECONDS)
+    batches = tuple(batch for shard in cut.shards for batch in shard.batches)
+    assert len(batches) == 4
+    return dataclasses.replace(cut, shards=(plan.Shard(0, batches),))
+
+
+def test_an_owner_that_lost_its_claim_stores_nothing_more(tmp_path, monkeypatch):
+    made, out = in_one_shard(), tmp_path / "out"
+    run.execute(made, tmp_path / "whole", run.Options(), lambda _: None, run.Stop())
+    jobs: list[Any] = []
+
+    class Job(run._ShardRun):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            jobs.append(self)
+
+        def due(self) -> bool:
+            return self.batch >= 2
+
+    monkeypatch.setattr(run, "_ShardRun", Job)
+    stop = run.Stop()
+
+    def first(step: run.Progress) -> None:
+        # Its lease ends while it holds a batch's rows in memory: another process goes on.
+        if step.phase == "running" and jobs[0].batch == 1 and len(jobs) == 1:
+            (out / "claims" / "0").unlink()
+            run.execute(made, out, run.Options(), second, stop)
+
+    def second(step: run.Progress) -> None:
+        # By now it has stored two batches as one part, and the first one wakes up.
+        if step.phase == "running" and jobs[1].batch == 3 and not stop.requested:
+            with contextlib.suppress(lanes.StoppedError):
+                jobs[0]._checkpoint(None)
+            stop.requested = True
+
+    outcome = run.execute(made, out, run.Options(), first, run.Stop())
+    assert len(jobs) == 3
+    assert jobs[2].batch == 4
+    assert (outcome.failed, outcome.done) == ({}, 1)
+    assert interrupt_sweep.assert_equal_rows(tmp_path / "whole", out) == made.spec.num_lanes
+    assert interrupt_sweep.files(tmp_path / "whole") == interrupt_sweep.files(out)
+
+
+def test_parts_of_other_batches_are_left_out_and_the_shard_starts_again(tmp_path, monkeypatch):
+    made, out, stop = in_one_shard(), tmp_path / "out", run.Stop()
+    run.execute(made, tmp_path / "whole", run.Options(), lambda _: None, run.Stop())
+
+    def progress(step: run.Progress) -> None:
+        stop.requested = step.phase == "running" and step.decisions > 0.6 * step.total
+
+    run.execute(made, out, run.Options(checkpoint_seconds=1e-9), progress, stop)
+    folder = store.create_or_open(out, run.describe(made, None))
+    part = out / "checkpoints" / "0" / "part-1.parquet"
+    rows_, facts = shard_files.read_table(part), shard_files.read_facts(part)
+    shard_files.write_table(part, rows_[:3], facts | {"batches": (0, 1)})
+    starts = []
+    run.execute(made, out, run.Options(), lambda step: starts.append(step.decisions), run.Stop())
+    assert starts[0] == 0
+    interrupt_sweep.assert_equal_rows(tmp_path / "whole", out)
+    # And where parts pretend to fit, rows that are missing do not pass for a shard.
+    path = folder.shard_path(0)
+    path.unlink()
+    real = rows.table
+    monkeypatch.setattr(rows, "table", lambda *given: real(*given)[:-1])
+    outcome = run.execute(made, out, run.Options(), lambda _: None, run.Stop())
+    assert "rows in place of" in outcome.failed[0]
+    assert not path.exists()
+
+
+def test_a_slice_waits_for_a_shard_whose_owner_is_dead_elsewhere(whole, tmp_path):
+    ran(tmp_path / "out", part=(1, 2))
+    claims = tmp_path / "out" / "claims"
+    claims.mkdir(exist_ok=True)
+    owner = {"host": "elsewhere", "boot": "b", "namespace": "n", "pid": 1, "started": 1}
+    (claims / "0").write_text(json.dumps({**owner, "token": "t"}))
+    sweep_helpers.make_old(claims / "0", 117.0)
+    phases = []
+    outcome = run.execute(
+        planned(),
+        tmp_path / "out",
+        run.Options(part=(0, 2)),
+        lambda step: phases.append(step.phase),
+        run.Stop(),
+    )
+    assert "waiting" in phases
+    assert outcome.done == outcome.shards
+    interrupt_sweep.assert_equal_rows(whole, tmp_path / "out")
+
+
+def test_status_counts_what_is_in_checkpoints(tmp_path):
+    made, out, stop = in_one_shard(), tmp_path / "out", run.Stop()
+    seen = []
+
+    def progress(step: run.Progress) -> None:
+        # Half is reached at the end of the second batch, and once more as the third begins.
+        seen.append(step.phase == "running" and step.decisions == step.total // 2)
+        stop.requested = sum(seen) == 2
+
+    options = run.Options(checkpoint_seconds=3600.0)
+    assert run.execute(made, out, options, progress, stop).stopped
+    found = status.read(out)
+    batches = made.shards[0].batches
+    assert found["decisions"] == 0
+    # Two batches whose rows are stored, and a state of the third after its only call.
+    assert len(list((out / "checkpoints" / "0").glob("part-*"))) == 1
+    assert found["checkpointed"] == sum(batch.decisions for batch in batches[:3])
+    assert found["seconds_left"] is not None
+    share = round(100 * found["checkpointed"] / found["total"])
+    assert (
+        f"stored ({share} %), {found['checkpointed']:,} of them in checkpoints" in found["lines"][1]
+    )
+
+
 def test_a_full_disk_ends_the_sweep_and_loses_no_stored_shard(whole, tmp_path, monkeypatch):
     real = store.Store.write_shard
 
@@ -143,10 +304,12 @@ def small(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pa
 
 
 def test_the_command_runs_reports_and_goes_on(small, capsys, tmp_path):
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
     assert cli.main(["sweep", "plan", str(small)]) == 0
     assert "8 configurations on 3 seeds" in capsys.readouterr().out
     assert cli.main(["sweep", "run", str(small)]) == 0
+    assert re.search(
+        r"planning [\d.]+ s, compiling .* and reporting [\d.]+ s", capsys.readouterr().out
+    )
     out = tmp_path / "results" / "small"
     assert (out / "report.html").stat().st_size > 10_000
     assert cli.main(["sweep", "status", str(out)]) == 0
@@ -155,8 +318,30 @@ def test_the_command_runs_reports_and_goes_on(small, capsys, tmp_path):
     assert cli.main(["sweep", "report", str(out)]) == 0
     assert (out / "report.html").exists()
     assert cli.main(["compare", str(out), str(out)]) == 0
-    for number, handler in before.items():
-        signal.signal(number, handler)
+
+
+def test_what_fails_is_told_in_lines_and_by_the_exit_code(small, capsys):
+    words = ["sweep", "run", str(small), "--memory-limit", "1e-10", "--shard-seconds", str(SECONDS)]
+    assert cli.main(words) == 1
+    error = capsys.readouterr().err
+    assert error.count("0 MiB are allowed") == 1
+    total = len(planned().shards)
+    assert f"error: 0 of {total} shards are done, 1 failed; the same command tries" in error
+    assert cli.main([*words, "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("0 MiB are allowed") == 1
+    assert error.count("\n") == 2
+
+
+def test_a_plan_that_memory_cannot_hold_is_one_line(small, capsys, monkeypatch):
+    def full(*_: Any, **__: Any) -> plan.Plan:
+        raise MemoryError("Unable to allocate 14.9 GiB for an array")
+
+    monkeypatch.setattr(plan, "make", full)
+    assert cli.main(["sweep", "plan", str(small)]) == 2
+    assert capsys.readouterr().err == (
+        "polar-jax: error: Unable to allocate 14.9 GiB for an array\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,42 +351,18 @@ def test_the_command_runs_reports_and_goes_on(small, capsys, tmp_path):
         (["sweep", "run", "none.toml"], "none.toml"),
         (["sweep", "run", "small.toml", "--slice", "3/3"], "--slice must be I/N with 0 <= I < N"),
         (["sweep", "run", "small.toml", "--shard-seconds", "0"], "--shard-seconds must be in (0,"),
+        (["sweep", "run", "small.toml", "--memory-limit", "2e6"], "--memory-limit must be in (0,"),
+        (["sweep", "plan", "endless.toml"], "epoch_length must be a whole number in [200,"),
         (["sweep", "status", "nowhere"], "holds no sweep"),
         (["compare", "nowhere", "nowhere"], "nowhere"),
     ],
 )
 def test_bad_input_is_one_line(small, words, message, capsys):
-    assert small.exists()
+    endless = TEXT.replace("[300, 600]", "[2_000_000_000]").replace(
+        "seeds", "epoch_length = 1\nseeds"
+    )
+    small.with_name("endless.toml").write_text(endless, "utf-8")
     assert cli.main(words) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-
-
-LONG = interrupt_sweep.SPEC.replace("30_000", "200_000")
-
-
-@pytest.mark.slow
-def test_killed_and_stopped_sweeps_go_on_bitwise_and_leave_nothing(tmp_path):
-    path = tmp_path / "long.toml"
-    path.write_text(interrupt_sweep.SPEC, "utf-8")
-    interrupt_sweep.finish(interrupt_sweep.start(path, tmp_path / "whole"))
-    assert interrupt_sweep.interrupt(tmp_path / "killed", path, kills=3, seed=1) >= 1
-    interrupt_sweep.assert_equal_rows(tmp_path / "whole", tmp_path / "killed")
-    assert interrupt_sweep.files(tmp_path / "killed") == interrupt_sweep.files(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_checkpoints_and_ends_within_five_seconds(tmp_path, number):
-    path = tmp_path / "long.toml"
-    path.write_text(LONG, "utf-8")
-    process: subprocess.Popen[str] = interrupt_sweep.start(path, tmp_path / "out")
-    interrupt_sweep.wait_for_work(process, tmp_path / "out", 0.0, 120.0)
-    began = time.perf_counter()
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert time.perf_counter() - began < 5.0
-    assert process.returncode == 128 + number
-    assert "the same command goes on" in errors
-    assert interrupt_sweep.progress(tmp_path / "out") > 0.0
-    assert not list((tmp_path / "out" / "claims").glob("*"))

@@ -98,6 +98,7 @@ def test_of_many_that_create_a_folder_at_once_all_get_the_same_manifest(
             "padded_dim of bucket 0 is 4 there, 8 here",
         ),
         (changed(buckets=[]), "the number of buckets is 1 there, 0 here"),
+        (changed(plan_hash="b" * 64), r"hold other rows than this plan's \(planned by polar_jax"),
     ],
 )
 def test_another_sweep_is_refused_and_the_message_says_in_what_it_differs(
@@ -110,6 +111,25 @@ def test_another_sweep_is_refused_and_the_message_says_in_what_it_differs(
     assert "another --out" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert everything(tmp_path) == before
+
+
+def test_what_changes_no_row_is_taken_over_into_the_manifest(tmp_path: pathlib.Path) -> None:
+    filled(tmp_path)
+    told = {"title": "New", "report": {"x": "alpha", "chosen_on": 4}, "spec_text": "# new"}
+    before = everything(tmp_path)
+    opened = store.create_or_open(tmp_path, changed(fixed={}) | told)
+    assert opened.manifest == store.open_existing(tmp_path).manifest == MANIFEST | told
+    assert everything(tmp_path) == before
+    stamp = (tmp_path / "manifest.json").stat().st_mtime_ns
+    store.create_or_open(tmp_path, MANIFEST | told)
+    assert (tmp_path / "manifest.json").stat().st_mtime_ns == stamp
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: pathlib.Path) -> None:
+    out = tmp_path / os.fsdecode(b"r\xe9sultats")
+    with pytest.raises(store.StoreError, match="--out must be a name in UTF-8, got"):
+        store.create_or_open(out, MANIFEST)
+    assert everything(tmp_path) == []
 
 
 def test_another_cpu_or_jaxlib_may_go_on_and_is_marked(tmp_path: pathlib.Path) -> None:
@@ -257,8 +277,12 @@ def test_a_changed_bit_in_the_rows_does_not_go_unnoticed(tmp_path: pathlib.Path)
     data = bytearray(path.read_bytes())
     data[regret.dictionary_page_offset + regret.total_compressed_size - 1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(store.StoreError, match=r"1\.parquet' is damaged; delete it, then"):
+    with pytest.raises(store.StoreError, match=r"1\.parquet' is damaged .*computes it again"):
         table.load(tmp_path)
+    assert table.coverage(tmp_path).damaged == (1,)
+    # Its footer is whole; whoever computes what is missing looks at the pages too.
+    assert store.open_existing(tmp_path).state(1) == "done"
+    assert store.create_or_open(tmp_path, MANIFEST).states()[1] == "damaged"
 
 
 @pytest.mark.parametrize(

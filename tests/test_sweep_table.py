@@ -30,6 +30,15 @@ def test_all_shards_make_one_sorted_table(tmp_path: pathlib.Path) -> None:
     assert table.coverage(tmp_path) == (12, 0, 4, (), (), ())
 
 
+def test_a_lane_that_is_there_twice_is_refused(tmp_path: pathlib.Path) -> None:
+    filled(tmp_path).write_shard(4, rows(2), FACTS)
+    for read in (table.load, table.coverage):
+        with pytest.raises(store.StoreError, match="configuration 2 with seed 2 more than once"):
+            read(tmp_path)
+    with pytest.raises(store.StoreError, match="more than once"):
+        table.load(tmp_path, columns=["regret"])
+
+
 def test_columns_may_be_chosen_and_a_wrong_one_is_named(tmp_path: pathlib.Path) -> None:
     filled(tmp_path)
     frame = table.load(tmp_path, columns=["regret", "policy"])

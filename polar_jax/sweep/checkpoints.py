@@ -82,6 +82,23 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, meta
 
 
+def read_meta(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a checkpoint's plain values alone, without looking at its checksum.
+
+    Args:
+      path: the file.
+
+    Returns:
+      What was given as `meta`.
+
+    Raises:
+      zipfile.BadZipFile, KeyError, ValueError: if they cannot be made out.
+      OSError: if it cannot be read.
+    """
+    with zipfile.ZipFile(path) as archive:
+        return dict(json.loads(archive.read(_META)))
+
+
 def _digest(file: BinaryIO, size: int) -> bytes:
     """SHA-256 of a file's first bytes, the last two of which count as zeros."""
     digest = hashlib.sha256()

@@ -12,6 +12,7 @@ from polar_jax.config import MAX_DEVICES
 
 _SLICE = re.compile(r"(\d+)/(\d+)")
 MAX_SECONDS = 86_400.0
+MAX_MEMORY = 2.0**20  # GiB: more than any device has
 
 
 def _arg(metavar: str, default: str) -> object:
@@ -73,10 +74,14 @@ class SweepRun:
           ValueError: names the option, what was received and what is allowed.
         """
         self.part()
-        for name in ("shard_seconds", "checkpoint_seconds", "memory_limit"):
+        for name, most in (
+            ("shard_seconds", MAX_SECONDS),
+            ("checkpoint_seconds", MAX_SECONDS),
+            ("memory_limit", MAX_MEMORY),
+        ):
             value = getattr(self, name)
             if value is not None:
-                _above_zero("--" + name.replace("_", "-"), value)
+                _above_zero("--" + name.replace("_", "-"), value, most)
         if self.devices is not None:
             checks.between("--devices", self.devices, 1, MAX_DEVICES, whole=True)
 
@@ -104,7 +109,7 @@ class SweepPlan:
         Raises:
           ValueError: names the option, what was received and what is allowed.
         """
-        _above_zero("--shard-seconds", self.shard_seconds)
+        _above_zero("--shard-seconds", self.shard_seconds, MAX_SECONDS)
         if self.devices is not None:
             checks.between("--devices", self.devices, 1, MAX_DEVICES, whole=True)
 
@@ -148,6 +153,6 @@ class Compare:
     right: _Positional[pathlib.Path]
 
 
-def _above_zero(name: str, value: float) -> None:
-    if not 0.0 < value <= MAX_SECONDS:
-        raise ValueError(f"{name} must be in (0, {MAX_SECONDS:g}], got {value:g}.")
+def _above_zero(name: str, value: float, most: float) -> None:
+    if not 0.0 < value <= most:
+        raise ValueError(f"{name} must be in (0, {most:g}], got {value:g}.")

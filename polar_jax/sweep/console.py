@@ -1,5 +1,6 @@
 """What `polar-jax sweep` prints: progress, the plan, the state of a sweep."""
 
+import sys
 import time
 from types import TracebackType
 from typing import Any
@@ -10,6 +11,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from polar_jax import console as console_
+from polar_jax import streams
 from polar_jax.sweep.plan import Plan
 from polar_jax.sweep.run import Outcome, Progress
 
@@ -17,11 +19,20 @@ from polar_jax.sweep.run import Outcome, Progress
 _QUIET_SECONDS = 30.0
 
 
+class _Stderr(Console):
+    """A console that falls silent once nobody reads it: a sweep goes on without its log."""
+
+    def on_broken_pipe(self) -> None:
+        """Called where the reader has gone; rich itself would end the process."""
+        self.quiet = True
+        streams.detach(sys.stderr)
+
+
 class SweepView:
     """Shows progress on stderr: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, highlight=False, quiet=quiet)
+        self._console = _Stderr(stderr=True, highlight=False, quiet=quiet)
         self._bars: Bars | None = None
         if self._console.is_terminal and not quiet:
             self._bars = Bars(
@@ -186,12 +197,24 @@ def print_status(console: Console, status: dict[str, Any]) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def print_outcome(console: Console, outcome: Outcome, written: list[Any]) -> None:
-    """Prints how a call ended."""
+def print_outcome(
+    console: Console, outcome: Outcome, written: list[Any], *, planning: float, reporting: float
+) -> None:
+    """Prints how a call ended.
+
+    Args:
+      console: where to.
+      outcome: how the shards ended.
+      written: files of the report.
+      planning: seconds from the spec to the plan.
+      reporting: seconds from stored rows to the report; 0 without one.
+    """
+    whole = planning + outcome.seconds + reporting
     console.print(
         f"{outcome.done} of {outcome.shards} shards are done; this call took "
-        f"{duration(outcome.seconds)}, of which compiling {duration(outcome.compiling_seconds)} "
-        f"and storing {outcome.storing_seconds:.1f} s."
+        f"{duration(whole)}, of which planning {planning:.1f} s, compiling "
+        f"{outcome.compiling_seconds:.1f} s, storing {outcome.storing_seconds:.1f} s and reporting "
+        f"{reporting:.1f} s."
     )
     for path in written:
         console.print(str(path), markup=False, soft_wrap=True)

@@ -52,6 +52,11 @@ def decision_seconds(shape: Shape, *, experts: bool, pairs: bool) -> float:
     return seconds + (_PER_PAIR * n * n if pairs else 0.0)
 
 
+def work_seconds(work: float) -> float:
+    """Seconds of work as `chunks` counts it."""
+    return _PER_NUMBER * work
+
+
 def stream_seconds(problem: Problem, shape: Shape) -> float:
     """Seconds per seed of what its policies share: the rounds and the static oracle."""
     per_round = _ROUND + _PER_FEATURE * shape.context_dim

@@ -171,6 +171,21 @@ def clock(folder: pathlib.Path) -> float:
         _discard(probe)
 
 
+def check_encodes(folder: pathlib.Path) -> None:
+    """Sees that a folder's name is text, as what writes and reads tables needs it to be.
+
+    Args:
+      folder: any path.
+
+    Raises:
+      StoreError: if it is not.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise StoreError(f"--out must be a name in UTF-8, got {str(folder)!r}.") from None
+
+
 def check_writable(folder: pathlib.Path) -> None:
     """Sees that files can be made in a folder.
 

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from polar_jax.sweep import files
 from polar_jax.sweep.files import StoreError
 
 NAME = "manifest.json"
@@ -14,6 +15,8 @@ _BUCKET = ("environment", "num_adapters", "context_dim", "padded_adapters", "pad
 # What a person recognises where the hashes of two specs differ.
 _TELLING = ("seeds", "num_configurations", "axes", "filters")
 _SHOWN = 3
+# What may be edited in a spec without changing a row.
+_TOLD = ("title", "description", "spec_text", "scaling", "report")
 
 
 def plain(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +92,32 @@ def check_same(out: pathlib.Path, stored: Mapping[str, Any], given: Mapping[str,
         raise StoreError(f"--out {str(out)!r} holds another sweep: {shown}. Use another --out.")
 
 
+def refreshed(
+    out: pathlib.Path, stored: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Brings a folder's manifest up to date with an edit that changes no row.
+
+    Args:
+      out: the sweep's folder.
+      stored: the folder's manifest, of the same sweep as `given` (`check_same`).
+      given: this process's.
+
+    Returns:
+      The manifest that the folder holds now.
+    """
+    told = {name: given[name] for name in _TOLD if name in given}
+    if all(stored.get(name) == value for name, value in told.items()):
+        return dict(stored)
+    merged = {**stored, **told}
+    files.write_whole(out / NAME, lambda file: file.write(text_of(merged)))
+    return merged
+
+
+def text_of(manifest: Mapping[str, Any]) -> bytes:
+    """What the manifest's file holds."""
+    return (json.dumps(dict(manifest), indent=2) + "\n").encode()
+
+
 def _spec_differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     hashes = [str(manifest.get("spec_hash"))[:12] for manifest in (stored, given)]
     differences = [f"its spec_hash is {hashes[0]}, the spec given has {hashes[1]}"]
@@ -113,6 +142,12 @@ def _other_differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> l
         for name in _BUCKET:
             label = f"{name} of bucket {number}"
             differences += _difference(label, before.get(name), after.get(name))
+    if stored.get("plan_hash") != given.get("plan_hash"):
+        versions = [_version(manifest) for manifest in (stored, given)]
+        differences.append(
+            "its shards hold other rows than this plan's (planned by polar_jax "
+            f"{versions[0]} there, {versions[1]} here)"
+        )
     return differences
 
 
@@ -131,6 +166,7 @@ def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What every file of a sweep carries, and must agree in."""
     return {
         "spec_hash": manifest["spec_hash"],
+        "plan_hash": manifest.get("plan_hash"),
         "schema": manifest["schema"],
         "shard_seconds": manifest.get("shard_seconds"),
         "device_kind": (manifest.get("machine") or {}).get("device_kind"),

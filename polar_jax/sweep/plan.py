@@ -8,13 +8,15 @@ The plan depends on the spec, on `shard_seconds` and on the kind of device, on n
 
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from polar_jax import configured, epochs, lane_calls, lanes, policies, programs
+from polar_jax import chunks, configured, epochs, lane_calls, lanes, policies, programs
 from polar_jax.config import RunConfig
 from polar_jax.lane_calls import Shape
 from polar_jax.policies import Policy, Problem
@@ -103,6 +105,11 @@ class Shard:
         return sum(batch.seconds for batch in self.batches)
 
     @property
+    def shapes(self) -> set[Shape]:
+        """Sizes that its programs are compiled for."""
+        return {batch.cells[0].experiment.compiled_shape for batch in self.batches}
+
+    @property
     def rows(self) -> int:
         """Rows of its file: a row per configuration and seed."""
         return sum(
@@ -159,6 +166,15 @@ class Plan:
         """Estimated seconds of running, on the machine of the constants."""
         return sum(shard.seconds for shard in self.shards)
 
+    @functools.cached_property
+    def plan_hash(self) -> str:
+        """sha256, in hexadecimal, of which rows every shard holds, batch by batch."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            held = [[batch.seeds, _answers(batch)] for batch in shard.batches]
+            digest.update(json.dumps(held).encode())
+        return digest.hexdigest()
+
     @property
     def num_read_off(self) -> int:
         """Configurations that are read off a longer run."""
@@ -166,9 +182,18 @@ class Plan:
         return sum(len(entry.read_off) for cell in cells for entry in cell.entries)
 
     def programs(self, kind: str | None = None) -> tuple[str, ...]:
-        """Every distinct program; with `kind`, those whose description begins with it."""
-        found = dict.fromkeys(name for bucket in self.buckets for name in bucket.programs)
+        """Every program; with `kind`, those whose description begins with it.
+
+        Two that differ in what a description leaves out, as in tables of another size, are two.
+        """
+        # Buckets differ in shape, so that none of their programs is another's.
+        found = [name for bucket in self.buckets for name in bucket.programs]
         return tuple(name for name in found if kind is None or name.startswith(kind))
+
+
+def _answers(batch: Batch) -> list[Any]:
+    """Configurations that a batch answers, and at which horizon where it is a shorter one."""
+    return [[entry.own, *entry.read_off] for cell in batch.cells for entry in cell.entries]
 
 
 def make(spec: Spec, *, shard_seconds: float = SHARD_SECONDS, platform: str = "cpu") -> Plan:
@@ -340,7 +365,9 @@ def _entry_seconds(entry: Entry, problem: Problem, shape: Shape) -> float:
     controller = entry.policy.rule.controller
     experts = "experts" in getattr(controller.admit, "__module__", "")
     pairs = "online_submodular" in getattr(controller.admit, "__module__", "")
-    return problem.horizon * costs.decision_seconds(shape, experts=experts, pairs=pairs)
+    served = problem.horizon * costs.decision_seconds(shape, experts=experts, pairs=pairs)
+    replans = int(np.count_nonzero(entry.policy.schedule.replans))
+    return served + costs.work_seconds(replans * chunks.replan_work(entry.policy, shape))
 
 
 def _cell_seconds(cell: Cell, shape: Shape, num_seeds: int) -> float:
@@ -376,7 +403,8 @@ def _buckets(cells: list[Cell], padding: str, platform: str) -> tuple[list[Cell]
             reshaped = [_reshaped(cell, shape) for cell in members]
             shaped |= {id(old): new for old, new in zip(members, reshaped, strict=True)}
             tile = programs.tile_width(shape, platform)
-            buckets.append(Bucket(shape, why, tuple(reshaped), _programs(reshaped), tile))
+            needed = _programs(reshaped, platform)
+            buckets.append(Bucket(shape, why, tuple(reshaped), needed, tile))
     return [shaped[id(cell)] for cell in cells], buckets
 
 
@@ -388,11 +416,11 @@ def _rule_key(entry: Entry) -> Any:
     return entry.policy.rule
 
 
-def _programs(cells: Sequence[Cell]) -> tuple[str, ...]:
+def _programs(cells: Sequence[Cell], platform: str) -> tuple[str, ...]:
     """Every program that some cells of one shape need."""
     found: dict[Any, str] = {}
     for cell in cells:
-        for key, name in programs.descriptions(cell.experiment):
+        for key, name in programs.descriptions(cell.experiment, platform):
             found.setdefault(key, name)
     return tuple(found.values())
 

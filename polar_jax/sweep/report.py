@@ -1,6 +1,5 @@
 """The report of a sweep: one HTML page, its figures, and its tables as CSV."""
 
-import os
 import pathlib
 from typing import Any
 
@@ -17,6 +16,7 @@ from polar_jax.sweep import (
     winner_figures,
     words,
 )
+from polar_jax.sweep.files import write_whole
 from polar_jax.sweep.findings import Study
 from polar_jax.sweep.words import Facts
 
@@ -83,13 +83,7 @@ def write(
 
 def _write(files: dict[pathlib.Path, bytes]) -> list[pathlib.Path]:
     for path, data in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, lambda file, data=data: file.write(data))
     return list(files)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from polar_jax import lanes, manifest
+from polar_jax.lane_calls import Shape
 from polar_jax.sweep import claims as claims_
 from polar_jax.sweep import rows, store
 from polar_jax.sweep.plan import Plan, Shard
@@ -98,6 +99,7 @@ def describe(plan: Plan, num_devices: int | None) -> dict[str, Any]:
         "num_devices": num_devices or len(jax.devices()),
         "shard_seconds": plan.shard_seconds,
         "num_shards": len(plan.shards),
+        "plan_hash": plan.plan_hash,
         "read_off": plan.num_read_off,
         "buckets": [
             {
@@ -174,6 +176,7 @@ class _Worker:
         self.progress, self.stop = progress, stop
         self.share = options.shards(plan)
         self.failed: dict[int, str] = {}
+        self.too_big: set[Shape] = set()  # sizes whose tile needs more memory than is allowed
         self.began = time.perf_counter()
         self.made = 0
         self.storing = self.compiling = 0.0
@@ -189,9 +192,10 @@ class _Worker:
             for index in missing:
                 if self.stop.requested:
                     return
-                taken |= self._try(index, claims)
-            if not taken and not self._wait():
-                return
+                if not self._is_too_big(index):
+                    taken |= self._try(index, claims)
+            if not taken:
+                self._wait()
 
     def _missing(self) -> list[int]:
         states = self.folder.states(len(self.plan.shards))
@@ -201,18 +205,20 @@ class _Worker:
         done = [index for index in self.share if states[index] == "done"]
         self.stored = sum(self.plan.shards[index].decisions for index in done)
         return [
-            index for index in self.share if states[index] != "done" and index not in self.failed
+            index
+            for index in self.share
+            if states[index] != "done" and index not in self.failed and not self._is_too_big(index)
         ]
 
-    def _wait(self) -> bool:
-        """Waits while others work on what is left; whether to look again."""
-        if self.options.part is not None:
-            return False
+    def _is_too_big(self, index: int) -> bool:
+        return not self.too_big.isdisjoint(self.plan.shards[index].shapes)
+
+    def _wait(self) -> None:
+        """Waits while others work on what is left, until they end or their leases do."""
         self.report("waiting", 0, "for shards that other processes work on")
         until = time.perf_counter() + _PATIENCE_SECONDS
         while time.perf_counter() < until and not self.stop.requested:
             time.sleep(0.05)
-        return True
 
     def _try(self, index: int, claims: claims_.Claims) -> bool:
         """Runs a shard if nobody else does; whether it was ours."""
@@ -226,6 +232,9 @@ class _Worker:
             shard = self.plan.shards[index]
             try:
                 _ShardRun(self, shard, claim).execute()
+                if self.folder.state(index) != "done":
+                    # Trying again would end in the same way, for ever.
+                    raise store.StoreError(self.folder.complaint(index))
             except lanes.StoppedError:
                 return True
             except (store.NoSpaceError, KeyboardInterrupt, SystemExit):
@@ -274,8 +283,8 @@ class _ShardRun:
         self.worker, self.shard, self.claim = worker, shard, claim
         self.folder = worker.folder
         self.tables: list[pyarrow.Table] = []  # rows of finished batches
-        self.held = 0  # how many of them are stored as parts
-        self.parts = 0  # stored parts
+        self.parts = 0  # how many of them are stored, as parts
+        self.kept = 0  # batches that the stored parts hold
         self.batch = 0
         self.before = 0.0  # seconds of earlier processes
         self.began = self.saved = time.perf_counter()
@@ -286,7 +295,12 @@ class _ShardRun:
         resume = self._resume()
         while self.batch < len(self.shard.batches):
             batch = self.shard.batches[self.batch]
-            results = self._run(batch.experiments(), resume)
+            try:
+                results = self._run(batch.experiments(), resume)
+            except MemoryError:
+                # Shards of these sizes share their programs, and would all fail alike.
+                self.worker.too_big.add(batch.cells[0].experiment.compiled_shape)
+                raise
             resume = None
             self.tables.append(rows.table(self.worker.plan, batch, results))
             self.worker.compiling += results[0].compile_seconds
@@ -302,16 +316,17 @@ class _ShardRun:
     def _resume(self) -> lanes.Snapshot | None:
         """Takes up what an earlier process left of this shard."""
         found = self.folder.read_checkpoint(self.shard.index)
-        if found is None:
+        parts = None
+        if found is not None:
+            parts = self.folder.read_parts(self.shard.index, found[1]["batch"])
+        if found is None or parts is None:
+            # What is left of it must not be taken for a part of what is made now.
+            self.folder.drop_checkpoint(self.shard.index)
             return None
         arrays, meta = found
-        parts = self.folder.read_parts(self.shard.index)
-        if len(parts) < meta["parts"]:
-            return None
-        self.parts, self.batch, self.before = meta["parts"], meta["batch"], meta["seconds"]
+        self.batch, self.before = meta["batch"], meta["seconds"]
         self.decisions_before = sum(batch.decisions for batch in self.shard.batches[: self.batch])
-        self.tables = parts[: self.parts]
-        self.held = len(self.tables)
+        self.tables, self.parts, self.kept = parts, len(parts), self.batch
         return lanes.Snapshot(meta["position"], arrays) if meta["position"] else None
 
     def _run(
@@ -331,7 +346,7 @@ class _ShardRun:
         if step.phase == "compiling":
             if self.stopping():
                 # A stored state of this batch stays valid: nothing was computed since.
-                if self.held < len(self.tables):
+                if self.kept < self.batch:
                     self._checkpoint(None)
                 raise lanes.StoppedError
             self.worker.report("compiling", self.decisions_before, f"{step.done}/{step.total}")
@@ -352,13 +367,15 @@ class _ShardRun:
 
     def _checkpoint(self, snapshot: lanes.Snapshot | None) -> None:
         began = time.perf_counter()
-        if self.held < len(self.tables):
-            part = _joined(self.tables[self.held :])
-            self.folder.write_part(self.shard.index, self.parts, part)
-            self.parts, self.held = self.parts + 1, len(self.tables)
+        self._check_ours()
+        if self.kept < self.batch:
+            part = _joined(self.tables[self.parts :])
+            self.folder.write_part(self.shard.index, self.parts, part, (self.kept, self.batch))
+            self.tables[self.parts :] = [part]
+            self.parts, self.kept = self.parts + 1, self.batch
         meta = {
-            "parts": self.parts,
             "batch": self.batch,
+            "decisions": self.decisions_before + self._decisions_in(snapshot),
             "position": {} if snapshot is None else snapshot.position,
             "seconds": self._seconds(),
         }
@@ -367,15 +384,37 @@ class _ShardRun:
         self.saved = time.perf_counter()
         self.worker.storing += self.saved - began
 
+    def _check_ours(self) -> None:
+        """Ends this process's part where another one took the claim, as it looked dead."""
+        if not self.claim.still_ours():
+            raise lanes.StoppedError
+
+    def _decisions_in(self, snapshot: lanes.Snapshot | None) -> int:
+        """Decisions that a snapshot of the batch in work holds, whole chunks."""
+        if snapshot is None:
+            return 0
+        batch, position = self.shard.batches[self.batch], snapshot.position
+        horizon = batch.cells[0].experiment.problem.horizon
+        lanes_ = len(batch.cells) * (batch.seeds[1] - batch.seeds[0])
+        done = min(position["lanes"], lanes_)
+        flying = min(position["flight"] * position["width"], lanes_ - done)
+        served = done * horizon + flying * min(position["first_round"], horizon)
+        return served * batch.decisions // (lanes_ * horizon)
+
     def _seconds(self) -> float:
         return self.before + time.perf_counter() - self.began
 
     def _store(self) -> None:
         began = time.perf_counter()
         index = self.shard.index
-        if not self.claim.still_ours():
-            # Another process took a claim that looked dead; its rows are bitwise ours.
-            return
+        self._check_ours()
+        table = _joined(self.tables)
+        if table.num_rows != self.shard.rows:
+            self.folder.drop_checkpoint(index)
+            raise store.StoreError(
+                f"shard {index} has {table.num_rows} rows in place of {self.shard.rows}; it starts "
+                "again."
+            )
         tiles = {
             bucket.tile
             for bucket in self.worker.plan.buckets
@@ -385,7 +424,7 @@ class _ShardRun:
         facts = {"seconds": self._seconds(), "decisions": self.shard.decisions}
         if len(tiles) == 1:
             facts["tile"] = tiles.pop()
-        self.folder.write_shard(index, _joined(self.tables), facts)
+        self.folder.write_shard(index, table, facts)
         self.folder.clear_failure(index)
         self.folder.drop_checkpoint(index)
         self.worker.storing += time.perf_counter() - began

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from polar_jax.sweep import files, manifests
@@ -75,6 +75,18 @@ def read_table(path: pathlib.Path, columns: list[str] | None = None) -> "pyarrow
         raise _damage(error) from error
 
 
+def read_whole(path: pathlib.Path) -> Facts:
+    """Reads a file's facts as `read_facts` does, and checks all its pages.
+
+    Raises:
+      DamagedError: if it is not as it was written.
+      OSError: if it is missing or cannot be read.
+    """
+    facts = read_facts(path)
+    read_table(path)
+    return facts
+
+
 def column_names(path: pathlib.Path) -> list[str]:
     """A file's columns, from its footer alone.
 
@@ -130,13 +142,15 @@ def _damage(error: Exception) -> Exception:
 class Footers:
     """The facts of all shards in a folder; what did not change is read once."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, read: Callable[[pathlib.Path], Facts]) -> None:
         """Reads nothing yet.
 
         Args:
           folder: where the folders of shards are.
+          read: `read_facts`, or `read_whole` for whoever computes what is damaged again.
         """
         self._folder = folder
+        self._read = read
         self._known: dict[int, tuple[_Stamp, Facts | None]] = {}
         self._lock = threading.Lock()
 
@@ -158,7 +172,7 @@ class Footers:
 
     def _facts(self, index: int) -> Facts | None:
         try:
-            return read_facts(path_of(self._folder, index))
+            return self._read(path_of(self._folder, index))
         except (DamagedError, FileNotFoundError):
             # A file is only ever replaced: one that vanished was moved away by hand.
             return None

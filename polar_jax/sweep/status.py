@@ -17,14 +17,17 @@ def read(out: pathlib.Path) -> dict[str, Any]:
 
     Returns:
       `title`; counts `shards`, `done`, `missing`, `failed`, `damaged`, `foreign`; `decisions`
-      stored of `total`; `seconds` of work in them; `seconds_left` at that pace (None before
-      the first shard); `in_work` shards with an owner; `errors` by shard; `lines` for people.
+      in done shards, and `checkpointed` ones in others, of `total`; `seconds` of work in the
+      done shards; `seconds_left` at the pace of all that is stored (None before there is any);
+      `in_work` shards with an owner; `errors` by shard; `lines` for people.
 
     Raises:
       StoreError: if it holds no sweep.
     """
     folder = store.open_existing(out)
     manifest = folder.manifest
+    # Before the shards: one that is finished in between counts as done, not as gone.
+    metas = {index: folder.read_meta(index) for index in range(manifest["num_shards"])}
     states = folder.states(manifest["num_shards"])
     facts = folder.all_facts()
     counts = {
@@ -33,7 +36,11 @@ def read(out: pathlib.Path) -> dict[str, Any]:
     }
     decisions = sum(one["decisions"] for one in facts.values())
     seconds = sum(one["seconds"] for one in facts.values())
+    in_checkpoints = [meta for index, meta in metas.items() if meta and index not in facts]
+    checkpointed = sum(meta["decisions"] for meta in in_checkpoints)
     total = manifest["decisions"]
+    made = decisions + checkpointed
+    spent = seconds + sum(meta["seconds"] for meta in in_checkpoints)
     working: list[int] = []
     if folder.claims_folder.is_dir():
         working = Claims(folder.claims_folder).taken()
@@ -42,9 +49,10 @@ def read(out: pathlib.Path) -> dict[str, Any]:
         "shards": len(states),
         **counts,
         "decisions": decisions,
+        "checkpointed": checkpointed,
         "total": total,
         "seconds": seconds,
-        "seconds_left": seconds * (total - decisions) / decisions if decisions else None,
+        "seconds_left": spent * (total - made) / made if made else None,
         "in_work": working,
         "errors": {index: one["error"] for index, one in folder.read_failures().items()},
     }
@@ -60,8 +68,12 @@ def _lines(
         f"shards: {found['done']} of {found['shards']} done, {found['missing']} missing, "
         f"{found['failed']} failed, {len(found['in_work'])} in work"
     ]
-    share = 100.0 * found["decisions"] / max(found["total"], 1)
-    lines.append(f"decisions: {found['decisions']:,} of {found['total']:,} stored ({share:.0f} %)")
+    made = found["decisions"] + found["checkpointed"]
+    share = 100.0 * made / max(found["total"], 1)
+    line = f"decisions: {made:,} of {found['total']:,} stored ({share:.0f} %)"
+    if found["checkpointed"]:
+        line += f", {found['checkpointed']:,} of them in checkpoints"
+    lines.append(line)
     if found["seconds_left"]:
         workers = max(len(found["in_work"]), 1)
         left = duration(found["seconds_left"] / workers)

@@ -19,10 +19,10 @@ import shutil
 import threading
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from polar_jax.sweep import checkpoints, files, manifests, shard_files
+from polar_jax.sweep import checkpoints, files, leftovers, manifests, shard_files
 from polar_jax.sweep.files import NoSpaceError, StoreError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def create_or_open(out: pathlib.Path, manifest: Mapping[str, Any]) -> "Store":
         written to; nothing in it is changed then.
     """
     given = manifests.plain(manifest)
+    files.check_encodes(out)
     if out.exists() and not out.is_dir():
         raise StoreError(f"--out must be a folder, got the file {str(out)!r}.")
     try:
@@ -71,18 +72,18 @@ def create_or_open(out: pathlib.Path, manifest: Mapping[str, Any]) -> "Store":
                 f"--out {str(out)!r} already holds files (such as {min(others)!r}) but no sweep; "
                 "allowed are a new or empty folder, or that of the same sweep."
             )
-        text = json.dumps(given, indent=2) + "\n"
-        files.create_whole(path, text.encode())
+        files.create_whole(path, manifests.text_of(given))
     stored = manifests.read(out)
     manifests.check_same(out, stored, given)
-    return Store(out, stored, given)
+    return Store(out, manifests.refreshed(out, stored, given), given, shard_files.read_whole)
 
 
-def open_existing(out: pathlib.Path) -> "Store":
+def open_existing(out: pathlib.Path, *, whole: bool = False) -> "Store":
     """Opens a sweep's folder to read it.
 
     Args:
       out: the folder.
+      whole: whether to judge shards by all their pages, not by their footers alone.
 
     Returns:
       The store.
@@ -91,7 +92,8 @@ def open_existing(out: pathlib.Path) -> "Store":
       StoreError: if it holds no sweep that this version can read.
     """
     stored = manifests.read(out)
-    return Store(out, stored, stored)
+    read = shard_files.read_whole if whole else shard_files.read_facts
+    return Store(out, stored, stored, read)
 
 
 class Store:
@@ -103,7 +105,11 @@ class Store:
     """
 
     def __init__(
-        self, out: pathlib.Path, manifest: dict[str, Any], given: Mapping[str, Any]
+        self,
+        out: pathlib.Path,
+        manifest: dict[str, Any],
+        given: Mapping[str, Any],
+        read: Callable[[pathlib.Path], Facts],
     ) -> None:
         """Use `create_or_open` or `open_existing`.
 
@@ -111,6 +117,7 @@ class Store:
           out: the folder.
           manifest: the one that it holds.
           given: this process's own.
+          read: how much of a shard's file is read to judge it; see `shard_files.Footers`.
         """
         self.out = out
         self.manifest = manifest
@@ -121,7 +128,8 @@ class Store:
         self._session = manifests.session(given)
         # Sessions whose state went into a shard that is in work here.
         self._sessions: dict[int, list[dict[str, Any]]] = {}
-        self._footers = shard_files.Footers(self._shards)
+        self._read = read
+        self._footers = shard_files.Footers(self._shards, read)
         self._lock = threading.Lock()
 
     def shard_path(self, index: int) -> pathlib.Path:
@@ -176,7 +184,7 @@ class Store:
           `"foreign"`: its file belongs to another spec, schema, tile or kind of device.
         """
         try:
-            return self._judge(index, shard_files.read_facts(self.shard_path(index)))
+            return self._judge(index, self._read(self.shard_path(index)))
         except shard_files.DamagedError:
             return "damaged"
         except FileNotFoundError:
@@ -224,7 +232,7 @@ class Store:
         path = self.shard_path(index)
         again = f"`polar-jax sweep run SPEC --out {self.out}`"
         try:
-            facts = shard_files.read_facts(path)
+            facts = shard_files.read_whole(path)
         except shard_files.DamagedError as error:
             return f"{str(path)!r} is damaged ({error}); {again} computes it again."
         return (
@@ -271,33 +279,61 @@ class Store:
             return None
         return (arrays, meta) if self._accepts(path, index, own) else None
 
-    def write_part(self, index: int, number: int, columns: "pyarrow.Table") -> None:
+    def read_meta(self, index: int) -> dict[str, Any] | None:
+        """The plain values of a shard's checkpoint alone, unchecked; None without them.
+
+        For whoever wants to know how far a shard is; `read_checkpoint` is what to go on from.
+        """
+        try:
+            return checkpoints.read_meta(self._state_path(index))["meta"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None
+
+    def write_part(
+        self, index: int, number: int, columns: "pyarrow.Table", batches: tuple[int, int]
+    ) -> None:
         """Stores rows that a shard in work has finished.
 
         Args:
           index: the shard.
           number: which part, from 0 without gaps.
           columns: its rows.
+          batches: those that it holds, the first and one past the last.
         """
-        shard_files.write_table(self._part_path(index, number), columns, {"own": self._tag(index)})
+        facts = {"own": self._tag(index), "batches": batches}
+        shard_files.write_table(self._part_path(index, number), columns, facts)
 
-    def read_parts(self, index: int) -> "list[pyarrow.Table]":
-        """Finished parts 0, 1, ... of a shard in work, up to the first that is missing.
+    def read_parts(self, index: int, batches: int) -> "list[pyarrow.Table] | None":
+        """Rows of the first batches of a shard in work, part by part.
 
-        A part that is damaged or of another sweep counts as missing, with a warning.
+        Args:
+          index: the shard.
+          batches: how many its parts must hold, without gaps and without repeats.
+
+        Returns:
+          The parts; None where they hold something else, as when one is damaged or of another
+          sweep, which a warning then says.
         """
         parts: list[pyarrow.Table] = []
-        while (path := self._part_path(index, len(parts))).exists():
+        held = 0
+        while held < batches:
+            path = self._part_path(index, len(parts))
             try:
-                own = shard_files.read_facts(path).get("own", {})
+                facts = shard_files.read_facts(path)
                 table = shard_files.read_table(path)
+            except FileNotFoundError:
+                return None
             except shard_files.DamagedError as error:
                 _warn(f"{str(path)!r} is damaged ({error}); its rows are computed again.")
-                break
-            if not self._accepts(path, index, own):
-                break
+                return None
+            if not self._accepts(path, index, facts.get("own", {})):
+                return None
+            first, after = facts.get("batches", (-1, 0))
+            if first != held:
+                return None
             parts.append(table)
-        return parts
+            held = after
+        return parts if held == batches else None
 
     def drop_checkpoint(self, index: int) -> None:
         """Removes the checkpoint and parts of a shard, once it is stored."""
@@ -351,7 +387,7 @@ class Store:
             # Whoever still holds it has nothing left to do, and learns so by `still_ours`.
             if shard_files.number(name.partition("~")[0]) in done:
                 _discard(self.claims_folder / name)
-        for path in self._temporaries():
+        for path in leftovers.temporaries(self.out):
             if files.is_leftover(path):
                 _discard(path)
 
@@ -363,24 +399,13 @@ class Store:
         """
         self.sweep_leftovers()
         states = self.states()
-        for path in self._temporaries():
+        for path in leftovers.temporaries(self.out):
             index = shard_files.number(files.final_name(path.name).partition(".")[0])
             if files.is_foreign(path) and (index is None or states.get(index) == "done"):
                 _discard(path)
         for folder in (self.claims_folder, self._checkpoints, self._failures):
             with contextlib.suppress(OSError):
                 folder.rmdir()
-
-    def _temporaries(self) -> list[pathlib.Path]:
-        folders = [self.out, self.claims_folder, self._failures]
-        for parent in (self._shards, self._checkpoints):
-            folders += shard_files.folders(parent)
-        return [
-            folder / name
-            for folder in folders
-            for name in shard_files.names(folder)
-            if files.is_temporary(name)
-        ]
 
     def _judge(self, index: int, facts: Facts | None) -> State:
         if facts is None:

@@ -4,7 +4,7 @@ import concurrent.futures
 import difflib
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from polar_jax.sweep import shard_files, store
@@ -24,7 +24,7 @@ class Coverage(NamedTuple):
     """How much of a sweep is there.
 
     Attributes:
-      rows: lanes stored.
+      rows: lanes stored, each counted once.
       missing: lanes that are not stored yet, at least 0.
       shards: shards that are done.
       damaged: shards whose files cannot be read.
@@ -41,7 +41,7 @@ class Coverage(NamedTuple):
 
 
 def coverage(out: str | pathlib.Path) -> Coverage:
-    """Says how much of a sweep is there, from the files' metadata alone.
+    """Says how much of a sweep is there, by the configurations and seeds of its rows.
 
     Args:
       out: the sweep's folder.
@@ -50,20 +50,21 @@ def coverage(out: str | pathlib.Path) -> Coverage:
       Counts, and the numbers of the shards that are not as they should be.
 
     Raises:
-      StoreError: if it holds no sweep.
+      StoreError: if it holds no sweep, or a lane twice.
     """
-    opened = store.open_existing(pathlib.Path(out))
+    folder = pathlib.Path(out)
+    opened = store.open_existing(folder, whole=True)
     states = opened.states()
-    facts = opened.all_facts()
-    rows = sum(one["rows"] for one in facts.values())
+    done = [index for index, state in states.items() if state == "done"]
+    rows = _distinct(_frames(opened, done, list(ORDER)), folder).height if done else 0
 
     def having(wanted: str) -> tuple[int, ...]:
         return tuple(index for index, state in states.items() if state == wanted)
 
     return Coverage(
         rows=rows,
-        missing=max(0, int(opened.manifest.get("num_lanes", rows)) - rows),
-        shards=len(facts),
+        missing=_num_missing(opened, rows),
+        shards=len(done),
         damaged=having("damaged"),
         foreign=having("foreign"),
         failed=having("failed"),
@@ -86,39 +87,71 @@ def load(
 
     Raises:
       StoreError: if the folder holds no results, a shard is damaged or belongs to another
-        sweep, a column is not there, or shards are missing and may not be.
+        sweep, a lane is there twice, a column is not there, or shards are missing and may not
+        be.
     """
-    import polars
-
     folder = pathlib.Path(out)
     wanted = None if columns is None else list(columns)
     single = folder / RUN_RESULTS
     if single.is_file():
-        return _read(single, wanted, f"{str(single)!r} is damaged; run it again")
+        return _read(
+            single, wanted, lambda why: f"{str(single)!r} is damaged; run it again ({why})."
+        )
     opened = store.open_existing(folder)
     states = opened.states()
     for index, state in states.items():
         if state in ("damaged", "foreign"):
             raise StoreError(opened.complaint(index))
-    again = f"`polar-jax sweep run SPEC --out {folder}`"
     done = [index for index, state in states.items() if state == "done"]
-    missing = coverage(folder).missing
-    if not done or (missing and not allow_partial):
-        raise StoreError(f"{str(folder)!r} lacks {missing} rows; {again} computes them.")
+    if not done:
+        raise StoreError(_lacking(opened, 0))
 
     # Rows are put in order by columns that need not be asked for.
     keys = [] if columns is None else [name for name in ORDER if name not in columns]
     wanted = None if columns is None else [*columns, *keys]
+    ordered = _distinct(_frames(opened, done, wanted), folder).sort(ORDER)
+    if not allow_partial and _num_missing(opened, ordered.height):
+        raise StoreError(_lacking(opened, ordered.height))
+    return ordered.drop(keys)
+
+
+def _frames(
+    opened: store.Store, done: Sequence[int], columns: list[str] | None
+) -> "polars.DataFrame":
+    """The rows of some shards, one shard after the other."""
+    import polars
 
     def read(index: int) -> "polars.DataFrame":
-        path = opened.shard_path(index)
-        return _read(path, wanted, f"{str(path)!r} is damaged; delete it, then {again}")
+        return _read(opened.shard_path(index), columns, lambda _: opened.complaint(index))
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         frames = list(pool.map(read, done))
     # Relaxed, as an axis may be written 1 in one shard and 0.5 in the next.
-    ordered = polars.concat(frames, how="diagonal_relaxed").sort(ORDER)
-    return ordered.drop(keys)
+    return polars.concat(frames, how="diagonal_relaxed")
+
+
+def _distinct(rows: "polars.DataFrame", folder: pathlib.Path) -> "polars.DataFrame":
+    """The rows themselves, among which no lane may be twice."""
+    keys = rows.select(ORDER)
+    repeated = keys.filter(keys.is_duplicated())
+    if repeated.height:
+        configuration, seed = repeated.row(0)
+        raise StoreError(
+            f"{str(folder)!r} holds configuration {configuration} with seed {seed} more than once: "
+            "its shards are of different plans; run the spec with another --out."
+        )
+    return rows
+
+
+def _num_missing(opened: store.Store, rows: int) -> int:
+    return max(0, int(opened.manifest.get("num_lanes", rows)) - rows)
+
+
+def _lacking(opened: store.Store, rows: int) -> str:
+    return (
+        f"{str(opened.out)!r} lacks {_num_missing(opened, rows)} rows; `polar-jax sweep run SPEC "
+        f"--out {opened.out}` computes them."
+    )
 
 
 def to_xarray(table: "polars.DataFrame", axes: Sequence[str]) -> "xarray.Dataset":
@@ -162,7 +195,9 @@ def to_xarray(table: "polars.DataFrame", axes: Sequence[str]) -> "xarray.Dataset
     return xarray.Dataset(variables, coords=coordinates)
 
 
-def _read(path: pathlib.Path, columns: list[str] | None, complaint: str) -> "polars.DataFrame":
+def _read(
+    path: pathlib.Path, columns: list[str] | None, complaint: Callable[[Exception], str]
+) -> "polars.DataFrame":
     import polars
 
     try:
@@ -172,7 +207,7 @@ def _read(path: pathlib.Path, columns: list[str] | None, complaint: str) -> "pol
         _check_columns(present, columns, repr(str(path)))
         return polars.DataFrame(shard_files.read_table(path, columns)).select(columns)
     except shard_files.DamagedError as error:
-        raise StoreError(f"{complaint} ({error}).") from None
+        raise StoreError(complaint(error)) from None
 
 
 def _check_columns(present: Sequence[str], columns: Sequence[str], where: str) -> None:

@@ -1,0 +1,78 @@
+"""How many rounds one compiled call serves, from how much work they are.
+
+Work is counted in numbers of precision matrices that serving would read: a decision of a
+lane reads `N d^2` of them.
+"""
+
+import numpy as np
+
+from polar_jax import cache_search, environments, replanning
+from polar_jax.lane_calls import Experiment, Shape
+from polar_jax.policies import Policy
+
+# Rounds per compiled call: whole blocks, and short enough to answer Ctrl-C at once.
+MAX_ROUNDS = 4 * environments.BLOCK
+# Work of all lanes of a device that one call may hold: about a second.
+_CALL_WORK = {"cpu": 1e10}
+_CALL_WORK_ACCELERATOR = 1e13
+# Measured against a decision's: the widths of a sampled context, a refresh, an adapter's
+# gain on a context, a pair's in a local search, a member of a listed subset.
+_WIDTHS, _REFRESH, _GAIN, _PAIR, _MEMBER = 1.8, 14.0, 3.4, 4.0, 4.2
+
+
+def replan_work(policy: Policy, shape: Shape) -> float:
+    """Work of one replan of one lane, its refresh included.
+
+    Args:
+      policy: whose controller replans.
+      shape: sizes that the program is compiled for.
+    """
+    n, d = shape
+    controller, problem = policy.rule.controller, policy.problem
+    work = _REFRESH * n * d**3
+    if controller.optimistic:
+        work += policy.rule.window * _WIDTHS * n * d**2
+    return work + policy.rule.window * _search_work(
+        controller.search, n, problem.num_adapters, problem.cache_slots
+    )
+
+
+def _search_work(search: str, padded: int, num_adapters: int, cache_slots: int) -> float:
+    """Work of a search of `replanning.SEARCHES` per sampled context; 0 for none."""
+    subsets = cache_search.num_subsets(num_adapters, cache_slots)
+    if search == "exact" and subsets <= replanning.EXACT_CONTROLLER_SUBSETS:
+        return _MEMBER * subsets * cache_slots
+    if search in ("exact", "local_search"):
+        return _PAIR * padded**2
+    return _GAIN * padded * cache_slots if search else 0.0
+
+
+def chunk_rounds(experiment: Experiment, tile: int, platform: str) -> int:
+    """Rounds per compiled call, whole blocks, so that a call takes about a second at most.
+
+    One block is the least, however often it replans.
+
+    Args:
+      experiment: what will run; those that run side by side have equal chunks.
+      tile: lanes that one device runs side by side.
+      platform: "cpu", "gpu" or "tpu".
+    """
+    budget = _CALL_WORK.get(platform, _CALL_WORK_ACCELERATOR) / tile
+    rounds = MAX_ROUNDS
+    while rounds > environments.BLOCK and budget < max(
+        _call_work(policy, experiment.compiled_shape, rounds) for policy in experiment.policies
+    ):
+        rounds //= 2
+    return rounds
+
+
+def _call_work(policy: Policy, shape: Shape, rounds: int) -> float:
+    """Work of the longest call of one lane."""
+    served = rounds * shape.num_adapters * shape.context_dim**2
+    return served + _most_replans(policy, rounds) * replan_work(policy, shape)
+
+
+def _most_replans(policy: Policy, rounds: int) -> int:
+    """Replans of the chunk that has most of them."""
+    last = policy.schedule.boundaries[policy.schedule.replans]
+    return int(np.unique(last // rounds, return_counts=True)[1].max()) if last.size else 0
