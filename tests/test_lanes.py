@@ -55,6 +55,7 @@ def assert_bitwise_equal(
             np.testing.assert_array_equal(ours.curves[part], theirs.curves[part][rows])
 
 
+@pytest.mark.slow
 def test_two_devices_and_one_give_the_same_bits():
     assert whole().num_devices == len(jax.devices()) == 2
     alone = run(num_devices=1)

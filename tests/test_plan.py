@@ -75,6 +75,7 @@ alpha = [0.2, 0.5]
 """
 
 
+@pytest.mark.slow
 def test_the_programs_that_are_listed_are_those_that_are_compiled(tmp_path):
     made = planned(MIXED + 'environment = ["clustered", "bernoulli"]')
     before = set(programs._COMPILED)
@@ -113,6 +114,7 @@ epoch_length = [1, 700]
 """
 
 
+@pytest.mark.slow
 def test_calls_are_shorter_where_they_would_replan_often(tmp_path, monkeypatch):
     large = "[fixed]\nadapters = 64\nslots = 16\nhorizon = 5000\npolicies = ['polar', 'lru']\n"
     cells = [planned(large + f"epoch_length = {n}").buckets[0].cells[0] for n in (1, 5_000)]

@@ -68,6 +68,7 @@ def assert_same(got: list[lanes.Results]) -> None:
                 np.testing.assert_array_equal(a.curves[part], b.curves[part])
 
 
+@pytest.mark.slow
 def test_experiments_side_by_side_are_those_that_run_alone():
     for alone, together in zip(experiments(), whole(), strict=True):
         for name, result in lanes.run(alone).policies.items():

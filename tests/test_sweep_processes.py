@@ -88,6 +88,7 @@ def test_a_signal_checkpoints_and_ends_within_five_seconds(tmp_path, path, numbe
     assert not list((tmp_path / "out" / "claims").glob("*"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_that_ends_the_reader_of_the_log_too_still_checkpoints(tmp_path, path):
     # `2>&1 | tee log`: the terminal's Ctrl-C goes to both, and nobody reads what is said.
     out = tmp_path / "out"
