@@ -280,7 +280,7 @@ def test_a_failed_write_leaves_the_old_page_and_no_stray_file(
         raise OSError(28, "No space left on device", str(target))
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="(?i)no space"):
+    with pytest.raises(OSError, match=r"(?i)no space"):
         report.write(tmp_path, *crossed, facts())
     assert (tmp_path / "report.html").read_text() == "old"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "report.html"]
