@@ -35,6 +35,8 @@ def _start(words: Sequence[str], cache: pathlib.Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        # What runs in the background of a script ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -256,7 +258,10 @@ def test_an_interrupt_ends_at_once_and_leaves_nothing(
     time.sleep(0.5)  # Into the compilation.
     process.send_signal(number)
     sent = time.monotonic()
-    _, error = process.communicate(timeout=30)
+    try:
+        _, error = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == code
     assert time.monotonic() - sent < 5.0
     assert error.startswith("polar-jax: ")
