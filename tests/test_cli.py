@@ -28,15 +28,21 @@ def warm_jax(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal, "prepare_jax", lambda _: None)
 
 
+# What runs in the background of a script ignores Ctrl-C, and so would its children.
+LISTENING = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("polar_jax", run_name="__main__", alter_sys=True)
+"""
+
+
 def _start(words: Sequence[str], cache: pathlib.Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "polar_jax", *words],
+        [sys.executable, "-c", LISTENING, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "XDG_CACHE_HOME": str(cache)},
-        # What runs in the background of a script ignores Ctrl-C, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -11,7 +11,6 @@ import pytest
 from polar_jax import lanes, metrics, policies, routers
 
 # Masked in their scores, their quotas, their searches, their draws and their pairs.
-FEW = ("polar_plus", "polar_experts", "lin_ts", "polar_oexp")
 HORIZON = 700
 
 
@@ -33,12 +32,12 @@ def both(environment: str, names: tuple[str, ...]) -> tuple[lanes.Results, lanes
     return helpers.run_kept(own), helpers.run_kept(padded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "names"),
     [
-        ("sticky", FEW),
-        pytest.param("sticky", policies.NAMES, marks=pytest.mark.slow),
-        pytest.param("bernoulli", policies.NAMES, marks=pytest.mark.slow),
+        ("sticky", policies.NAMES),
+        ("bernoulli", policies.NAMES),
     ],
 )
 def test_padding_changes_no_decision_in_float64(environment, names):

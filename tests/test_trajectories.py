@@ -170,6 +170,7 @@ def test_variants_in_float64_equal_the_reference(variant):
         assert_same_lane(case, name, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", policies.NAMES)
 def test_every_float32_decision_scores_as_the_references_best(name, record_property):
     case = main_case("sticky", np.float32)
