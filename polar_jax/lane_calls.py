@@ -16,6 +16,7 @@ from jax import Array
 from polar_jax import (
     cache_search,
     checks,
+    draws,
     environments,
     epochs,
     metrics,
@@ -225,7 +226,7 @@ def draw(
     first_block: Array,
 ) -> Rounds:
     """The `num_rounds` rounds of a chunk, whole blocks, cast to the run's dtype."""
-    blocks = first_block + jnp.arange(num_rounds // environments.BLOCK, dtype=jnp.int32)
+    blocks = first_block + jnp.arange(num_rounds // draws.BLOCK, dtype=jnp.int32)
     drawn = jax.vmap(lambda block: env.rounds(key, params, instance, block))(blocks)
     rounds: Rounds = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), drawn)
     unread = {

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from polar_jax import chunks, environments, epochs, lane_calls, oracles, programs
+from polar_jax import chunks, draws, epochs, lane_calls, oracles, programs
 from polar_jax.lane_calls import Costs, Experiment, Shape
 from polar_jax.programs import tile_width
 from polar_jax.results import PolicyResult, Progress, Results, Wave, results_of
@@ -86,9 +86,9 @@ def run_many(
       MemoryError: if one tile needs more memory than is allowed.
       StoppedError: if the watch said so.
     """
-    if chunk_rounds is not None and (chunk_rounds < 1 or chunk_rounds % environments.BLOCK):
+    if chunk_rounds is not None and (chunk_rounds < 1 or chunk_rounds % draws.BLOCK):
         raise ValueError(
-            f"chunk_rounds must be a positive multiple of {environments.BLOCK}, got {chunk_rounds}."
+            f"chunk_rounds must be a positive multiple of {draws.BLOCK}, got {chunk_rounds}."
         )
     if len({kinship(experiment) for experiment in experiments}) != 1:
         raise ValueError(
@@ -294,7 +294,7 @@ class _Run:
         empty = np.zeros(self.sample_shape.shape, self.sample_shape.dtype)
         sample, filled = self.place.lanes(empty), 0
         for first in np.unique(self.sampled // self.chunk) * self.chunk:
-            block = np.int32(first // environments.BLOCK)
+            block = np.int32(first // draws.BLOCK)
             rounds = self.calls.draw(key, tile.setup.instance, tile.inputs.stream, block)
             picks, count = programs.picks_of_chunk(self.sampled, int(first), self.chunk)
             sample = self._settled(self.calls.pick(sample, rounds.utility, picks, np.int32(filled)))
@@ -313,7 +313,7 @@ class _Run:
         """One policy through one chunk."""
         policy = number % self._num_policies
         if tile.current is None:
-            block = np.int32(first // environments.BLOCK)
+            block = np.int32(first // draws.BLOCK)
             tile.current = self._settled(
                 self.calls.draw(tile.setup.key, tile.setup.instance, tile.inputs.stream, block)
             )

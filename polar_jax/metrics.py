@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from polar_jax import cache_value, paging
-from polar_jax.environments import BLOCK
+from polar_jax.draws import BLOCK
 from polar_jax.linalg import HIGHEST
 from polar_jax.types import Decisions, LaneInputs, Rounds
 

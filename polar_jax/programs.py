@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from polar_jax import chunks, environments, epochs, lane_calls, oracles, paging
+from polar_jax import chunks, draws, epochs, lane_calls, oracles, paging
 from polar_jax.lane_calls import Experiment, Needs, Setup, Shape
 from polar_jax.types import ChunkClock, LaneState, Rounds
 
@@ -60,7 +60,7 @@ def _lane_bytes(shape: Shape) -> tuple[int, int]:
     # utilities and decisions; the oracle sees its sample twice; a replan holds every
     # sampled direction.
     chunk = chunks.MAX_ROUNDS * (3 * n + 2 * d + 16) + 2 * oracles.ORACLE_CONTEXTS * n
-    planned = environments.RESERVOIR_SLOTS * (n * d + 64)
+    planned = draws.RESERVOIR_SLOTS * (n * d + 64)
     return 4 * 2 * n * d * (3 * d + 4), 4 * (chunk + planned)
 
 
@@ -341,7 +341,7 @@ def descriptions(experiment: Experiment, platform: str) -> list[tuple[Any, str]]
     rewards = ", rewards of 0 and 1" if env.binary_reward else ""
     for policy in experiment.policies:
         name = policy.name.partition("#")[0]
-        if policy.rule.window != environments.RESERVOIR_SLOTS:
+        if policy.rule.window != draws.RESERVOIR_SLOTS:
             name += f" (window {policy.rule.window:,})"
         found += [
             (("start", policy.rule, shape, samples), f"start {name}: {sizes}"),

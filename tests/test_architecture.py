@@ -15,7 +15,7 @@ FILES = sorted([*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "sweeps").rg
 # The engine by layer (docs/architecture.md); what is not named belongs to the command.
 LAYERS = {
     0: ("types", "checks"),
-    1: ("linalg", "epochs", "cache_value"),
+    1: ("linalg", "draws", "epochs", "cache_value"),
     2: ("cache_search", "environments", "paging"),
     3: (
         *("routers", "controllers", "eviction", "experts", "online_submodular"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polar_jax import config, environments, policies, routers
+from polar_jax import config, draws, environments, policies, routers
 from polar_jax.config import RunConfig
 from polar_jax.sweep import grid, spec
 
@@ -57,7 +57,7 @@ def test_the_names_checked_without_jax_are_the_engines() -> None:
     assert config.POLICIES == policies.NAMES
     assert config.ENVIRONMENTS == environments.NAMES
     assert tuple(routers.BETAS) == config.BETAS
-    assert config.MAX_STAY == environments.MAX_STAY
+    assert config.MAX_STAY == draws.MAX_STAY
     assert set(config.DEFAULT_POLICIES) <= set(config.POLICIES)
 
 
