@@ -5,6 +5,7 @@ are drawn per index (`fold_in`), one adapter, feature or cluster at a time, so t
 axis changes none of them, and always in float32, because JAX draws other numbers in float64.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -162,3 +163,50 @@ def reservoir_slots(key: Array, block: Array) -> Array:
     drawn = jax.random.randint(key, (BLOCK,), 0, rounds + 1, jnp.int32)
     slot = jnp.where(rounds < RESERVOIR_SLOTS, rounds, drawn)
     return jnp.where(slot < RESERVOIR_SLOTS, slot, -1)
+
+
+def shuffled(position: Array, size: Array, pass_: Array, deck: Array, words: Array) -> Array:
+    """Where a card lies in a deck that is shuffled anew in every pass; no table is held.
+
+    A Feistel network over the next power of four, walked until it is back inside the deck,
+    is a permutation of `0 .. size - 1` for every pass and deck (Black and Rogaway 2002).
+
+    Args:
+      position: `[...]` int32 in `[0, size)`.
+      size: `[...]` int32, at least 1.
+      pass_: `[...]` int32, which shuffle.
+      deck: `[...]` int32, which deck.
+      words: `[2]` uint32 of the seed.
+
+    Returns:
+      `[...]` int32 in `[0, size)`.
+    """
+    unsigned = functools.partial(jnp.asarray, dtype=jnp.uint32)
+    size_ = unsigned(size)
+    # Half the bits of the last card's number, rounded up; 4 at least, as tiny networks mix ill.
+    bits = 32 - jax.lax.clz(jnp.maximum(size_ - 1, 1))
+    half = jnp.maximum((bits + 1) // 2, 2)
+    mask = (jnp.uint32(1) << half) - jnp.uint32(1)
+    key = _mixed(words[0] ^ _mixed(unsigned(pass_) ^ words[1] ^ _mixed(unsigned(deck))))
+
+    def network(value: Array) -> Array:
+        left, right = value >> half, value & mask
+        for number in range(8):
+            turn = jnp.uint32(0x9E3779B9 * (number + 1) % 2**32)
+            left, right = right, left ^ (_mixed(right + _mixed(key + turn)) & mask)
+        return (left << half) | right
+
+    def inside(value: Array) -> Array:
+        return jnp.where(value >= size_, network(value), value)
+
+    value = jax.lax.while_loop(
+        lambda value: jnp.any(value >= size_), inside, network(unsigned(position))
+    )
+    return value.astype(jnp.int32)
+
+
+def _mixed(value: Array) -> Array:
+    """A bijection of uint32 that spreads every bit (the finaliser of MurmurHash3)."""
+    value = (value ^ (value >> 16)) * jnp.uint32(0x85EBCA6B)
+    value = (value ^ (value >> 13)) * jnp.uint32(0xC2B2AE35)
+    return value ^ (value >> 16)

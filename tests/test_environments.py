@@ -73,7 +73,8 @@ def test_environment_contract(name):
     assert rounds.policy_bits.shape == (count, 2)
     shapes = [rounds.noise.shape, rounds.latency_uniform.shape, rounds.reservoir_slot.shape]
     assert shapes == [(count,)] * 3
-    dtypes = [x.dtype.name for x in rounds]
+    assert rounds.benchmark is rounds.arrival_gap is None
+    dtypes = [x.dtype.name for x in rounds[:6]]
     assert dtypes == ["float32"] * 4 + ["int32", "uint32"]
     assert np.all(np.linalg.norm(rounds.context, axis=1) <= 1 + 1e-6)
     assert all(np.all(np.isfinite(x)) for x in rounds[:4])

@@ -431,7 +431,7 @@ def _batches(cells: list[Cell], platform: str, shard_seconds: float) -> list[Bat
     for cell in cells:
         for part in _parts(cell, platform):
             groups.setdefault(
-                (lanes.kinship(part.experiment), len(part.experiment.seeds)), []
+                (lane_calls.kinship(part.experiment), len(part.experiment.seeds)), []
             ).append(part)
     batches: list[Batch] = []
     for group in groups.values():
