@@ -17,6 +17,8 @@ from polar_jax import checks
 
 # Utilities beyond this are mistakes, or drown float32 sums.
 MAX_UTILITY = 1e6
+# Popularity is drawn for each, per segment and seed.
+MAX_DOMAINS = 10_000
 _FOLDS = 5
 
 
@@ -60,6 +62,7 @@ def make_replay(
     adapters: Sequence[str] | None = None,
     order: ArrayLike | None = None,
     missing: float | str | None = None,
+    copy: bool = True,
 ) -> Replay:
     """Checks measured requests and packs them.
 
@@ -71,30 +74,28 @@ def make_replay(
       order: `[L]` whole numbers in `[0, M)`, the requests as they came; `0..M-1` where None.
       missing: what a missing utility means: a number to take in its place, or "adapter-mean",
         the mean of the adapter's measured ones. None allows no missing ones.
+      copy: False lets contexts and utilities be overwritten, to save memory.
 
     Raises:
       ValueError: for arrays of other shapes, values out of range, or missing utilities
         whose meaning is not given.
     """
-    context, utility = _numbers("contexts", contexts), _numbers("utilities", utilities)
+    context = _numbers("contexts", contexts, copy)
+    utility = _numbers("utilities", utilities, copy)
     if context.shape[0] != utility.shape[0]:
         raise ValueError(
             f"contexts and utilities must have a row per request, got {context.shape[0]} and "
             f"{utility.shape[0]} rows."
         )
-    utility, filled = _filled(utility, missing)
-    worst = int(np.argmax(np.abs(utility)))
-    if abs(utility.flat[worst]) > MAX_UTILITY:
-        where = np.unravel_index(worst, utility.shape)
-        raise ValueError(
-            f"utilities[{where[0]}, {where[1]}] must be in [{-MAX_UTILITY:g}, {MAX_UTILITY:g}], "
-            f"got {utility.flat[worst]:g}."
-        )
-    context, norm = _normed(context)
+    filled = _fill(utility, missing)
+    norm = _normalise(context)
     codes, names = _codes(domains, context.shape[0])
     held = _names(adapters, utility.shape[1])
     sequence = _order(order, context.shape[0])
-    arrays = (context, utility, codes, sequence)
+    arrays = (
+        *(context.astype(np.float32, copy=False), utility.astype(np.float32, copy=False)),
+        *(codes, sequence),
+    )
     digest = hashlib.sha256(repr((names, held, [one.shape for one in arrays])).encode())
     for array in arrays:
         array.setflags(write=False)
@@ -104,63 +105,79 @@ def make_replay(
     )
 
 
-def _numbers(what: str, values: ArrayLike) -> np.ndarray:
-    """A `[rows >= 1, columns >= 1]` array of numbers, as float32 unless they are wider."""
+def _numbers(what: str, values: ArrayLike, copy: bool) -> np.ndarray:
+    """A writable `[rows >= 1, columns >= 1]` array of floats."""
     array = np.asarray(values)
     if array.dtype.kind not in "fiub" or array.ndim != 2 or 0 in array.shape:
         raise ValueError(
             f"{what} must be numbers in a table of one or more rows and columns, got "
             f"{array.dtype} of shape {array.shape}."
         )
-    return array
+    wide = np.float32 if array.dtype in (np.float32, np.float16) else np.float64
+    return np.array(array, wide, copy=True if copy or not array.flags.writeable else None)
 
 
-def _filled(utility: np.ndarray, missing: float | str | None) -> tuple[np.ndarray, int]:
-    """Utilities as float32 with the missing ones filled, and how many those were."""
-    gaps = np.isnan(utility) if utility.dtype.kind == "f" else np.zeros(utility.shape, bool)
-    count = int(gaps.sum())
-    if np.isinf(utility).any():
-        raise ValueError("utilities must be finite (NaN where one is missing), got an infinity.")
-    if count and missing is None:
-        row, column = np.argwhere(gaps)[0]
+# What follows works in place: a reader must not need much more memory than its file.
+
+
+def _fill(utility: np.ndarray, missing: float | str | None) -> int:
+    """Checks utilities, fills the missing ones, and tells how many those were."""
+    for worst in (np.fmax.reduce(utility, axis=None), np.fmin.reduce(utility, axis=None)):
+        if abs(worst) > MAX_UTILITY:
+            where = np.unravel_index(int(np.argmax(utility == worst)), utility.shape)
+            raise ValueError(
+                f"utilities[{where[0]}, {where[1]}] must be in [{-MAX_UTILITY:g}, "
+                f"{MAX_UTILITY:g}], got {worst:g}."
+            )
+    gaps = np.isnan(utility)
+    count = int(np.count_nonzero(gaps))
+    if not count:
+        return 0
+    if missing is None:
+        row, column = np.unravel_index(int(np.argmax(gaps)), gaps.shape)
         raise ValueError(
             f"utilities hold {count} missing values, the first at [{row}, {column}]; say what "
             'they mean: a number to take in their place, or "adapter-mean".'
         )
-    # Beyond float32's range is beyond MAX_UTILITY, which is told with the value.
-    clipped = np.clip(utility, -1e30, 1e30).astype(np.float32)
-    if not count or missing is None:
-        return clipped, 0
-    if missing == "adapter-mean":
-        measured = (~gaps).sum(axis=0)
-        if not measured.all():
-            raise ValueError(
-                f"utilities of adapter {int(np.argmin(measured))} are all missing, so that it has "
-                "no mean."
-            )
-        fill = np.where(gaps, 0.0, utility).sum(axis=0, dtype=np.float64) / measured
-        return np.where(gaps, fill[None, :].astype(np.float32), clipped), count
-    if isinstance(missing, str) or not abs(missing) <= MAX_UTILITY:
+    if missing != "adapter-mean" and (isinstance(missing, str) or not abs(missing) <= MAX_UTILITY):
         raise ValueError(
             f'missing must be "adapter-mean" or a number in [{-MAX_UTILITY:g}, '
             f"{MAX_UTILITY:g}], got {missing!r}."
         )
-    return np.where(gaps, np.float32(missing), clipped), count
+    for adapter in range(utility.shape[1]):
+        column, gap = utility[:, adapter], gaps[:, adapter]
+        if missing != "adapter-mean":
+            column[gap] = missing
+        elif gap.all():
+            raise ValueError(
+                f"utilities of adapter {adapter} are all missing, so that it has no mean."
+            )
+        else:
+            column[gap] = np.mean(column, where=~gap, dtype=np.float64)
+    return count
 
 
-def _normed(context: np.ndarray) -> tuple[np.ndarray, float]:
-    """Contexts as float32 divided by their largest norm, and that norm."""
-    if not np.isfinite(context).all():
-        row, column = np.argwhere(~np.isfinite(context))[0]
+def _normalise(context: np.ndarray) -> float:
+    """Divides contexts by their largest norm, and tells it."""
+    extremes = float(context.max()), float(context.min())
+    if not np.isfinite(extremes).all():
+        row, column = np.unravel_index(int(np.argmin(np.isfinite(context))), context.shape)
         raise ValueError(f"contexts[{row}, {column}] must be finite, got {context[row, column]:g}.")
-    # By the largest entry first: squares of large numbers overflow.
-    largest = float(np.abs(context).max())
+    largest = max(abs(value) for value in extremes)
     if largest == 0.0:
         raise ValueError("contexts must not all be 0, got only zeros.")
-    scaled = np.asarray(context / largest, np.float32)
-    norm = float(np.sqrt(np.einsum("md,md->m", scaled, scaled, dtype=np.float64).max()))
-    scaled /= np.float32(norm)
-    return scaled, norm * largest
+    if not 1e-15 < largest < 1e15:  # Squares of such numbers leave float32.
+        context /= context.dtype.type(largest)
+    else:
+        largest = 1.0
+    norm = float(np.sqrt(np.einsum("md,md->m", context, context).max()))
+    # What was divided before stays as it is, bit by bit.
+    if abs(norm - 1.0) > 1e-6:
+        context /= context.dtype.type(norm)
+    return norm * largest
+
+
+_ROWS = 4_096  # Labels that are looked at together: sorting needs several copies.
 
 
 def _codes(domains: Any, num_requests: int) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -173,8 +190,16 @@ def _codes(domains: Any, num_requests: int) -> tuple[np.ndarray, tuple[str, ...]
             f"domains must be {num_requests} whole numbers or texts, one per request, got "
             f"{labels.dtype} of shape {labels.shape}."
         )
-    names, codes = np.unique(labels, return_inverse=True)
-    return codes.astype(np.int32), tuple(str(name) for name in names)
+    pieces = [labels[i : i + _ROWS] for i in range(0, num_requests, _ROWS)]
+    names = np.unique(pieces[0])
+    for piece in pieces[1:]:
+        names = np.unique(np.concatenate([names, np.unique(piece)]))
+    if len(names) > MAX_DOMAINS:
+        raise ValueError(f"domains must be at most {MAX_DOMAINS:,}, got {len(names):,}.")
+    codes = np.empty(num_requests, np.int32)
+    for i, piece in enumerate(pieces):
+        codes[i * _ROWS : i * _ROWS + piece.size] = np.searchsorted(names, piece)
+    return codes, tuple(str(name) for name in names)
 
 
 def _names(adapters: Sequence[str] | None, num_adapters: int) -> tuple[str, ...]:
@@ -201,9 +226,8 @@ def _order(order: ArrayLike | None, num_requests: int) -> np.ndarray:
             f"order must be a list of one or more whole numbers, got {sequence.dtype} of shape "
             f"{sequence.shape}."
         )
-    wrong = np.flatnonzero((sequence < 0) | (sequence >= num_requests))
-    if wrong.size:
-        first = int(wrong[0])
+    if sequence.min() < 0 or sequence.max() >= num_requests:
+        first = int(np.argmax((sequence < 0) | (sequence >= num_requests)))
         raise ValueError(
             f"order[{first}] must be a request in [0, {num_requests}), got {sequence[first]}."
         )
