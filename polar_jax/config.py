@@ -232,18 +232,13 @@ def check_environment(config: RunConfig) -> None:
     Raises:
       ValueError: for an unknown name, or an option of the other kind of stream.
     """
-    replayed = is_replay(config.environment)
-    if not replayed:
-        allowed = f'"{REAL}", a file ending in {" or ".join(REPLAY_SUFFIXES)}'
-        if config.environment not in ENVIRONMENTS:
-            raise ValueError(
-                f"--environment must be one of {', '.join(ENVIRONMENTS)}, {allowed}; got "
-                f"{config.environment!r}."
-            )
+    if not is_replay(config.environment):
+        files = f"a file ending in {' or '.join(REPLAY_SUFFIXES)}"
+        checks.one_of("--environment", config.environment, (*ENVIRONMENTS, REAL, files))
         for option in ("order", "arrivals", "missing"):
             if getattr(config, option) is not None:
                 raise ValueError(
-                    f"--{option} needs a replay as --environment ({allowed}), got "
+                    f"--{option} needs a replay as --environment ({REAL}, or {files}), got "
                     f"{config.environment!r}."
                 )
     if config.order is not None:

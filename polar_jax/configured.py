@@ -12,6 +12,8 @@ from polar_jax import environments, io, lanes, paging, policies, replay_streams,
 from polar_jax.config import RunConfig
 from polar_jax.types import Environment
 
+UTILITIES = "utilities as measured"
+
 
 @dataclasses.dataclass(frozen=True)
 class Configured:
@@ -28,6 +30,11 @@ class Configured:
     settings: policies.Settings
     paging_origin: str
     replay: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def linear_benchmark(self) -> bool:
+        """Whether perfect routing knows a linear model's predictions only."""
+        return self.replay.get("benchmark", UTILITIES) != UTILITIES
 
 
 class _Stream(NamedTuple):
@@ -89,7 +96,7 @@ def replay_sizes(config: RunConfig) -> tuple[int, int]:
       ValueError: for a file that cannot be used.
       OSError: for a file that cannot be read.
     """
-    replay = _replay(config)
+    replay = read_replay(config)
     return replay.utilities.shape[1], replay.contexts.shape[1]
 
 
@@ -111,7 +118,13 @@ def _synthetic(config: RunConfig) -> _Stream:
     return _Stream(env, params, 0.5 if env.binary_reward else config.noise, {})
 
 
-def _replay(config: RunConfig) -> replays.Replay:
+def read_replay(config: RunConfig) -> replays.Replay:
+    """The replay that is the environment; a file is read once until it changes.
+
+    Raises:
+      ValueError: for a file that cannot be used.
+      OSError: for a file that cannot be read.
+    """
     missing: str | float | None = config.missing
     if missing not in (None, "adapter-mean"):
         try:
@@ -139,7 +152,7 @@ def _real(missing: Any) -> replays.Replay:
 
 
 def _replayed(config: RunConfig) -> _Stream:
-    replay = _replay(config)
+    replay = read_replay(config)
     real = config.environment == options.REAL
     # The prompts of the shipped replay came in no order of their own.
     order = config.order or ("sticky" if real else "recorded")
@@ -168,7 +181,7 @@ def _replayed(config: RunConfig) -> _Stream:
         "adapters": list(replay.adapters),
         "order": order,
         "arrivals": arrivals,
-        "benchmark": "best linear policy in hindsight, cross-fitted" if linear else "utilities",
+        "benchmark": "best linear policy in hindsight, cross-fitted" if linear else UTILITIES,
         "largest_norm": replay.largest_norm,
         "missing_filled": replay.missing,
     }

@@ -131,7 +131,9 @@ def _write(prepared: Prepared, results: lanes.Results) -> None:
             f"figures of {', '.join(unusable)} are not finite, as some option is too extreme for "
             f"float32; {str(folder.path / RESULTS_FILE)!r} holds them, nothing was drawn."
         )
-    comparison = summary.compare(results, problem.horizon)
+    comparison = summary.compare(
+        results, problem.horizon, linear_benchmark=prepared.configured.linear_benchmark
+    )
     regret_png = figures.regret_png(results)
     store.write(folder, FIGURE_FILE, lambda path: path.write_bytes(regret_png))
     page = report.render(comparison, details, regret_png)

@@ -24,7 +24,6 @@ import numpy as np
 from polar_jax import replays
 
 SUFFIXES = (".npz", ".parquet")
-REAL = "real"
 _ARRAYS = ("contexts", "utilities", "domains", "adapters", "order")
 _PIECE = 2**14
 # A header is some hundred bytes; numpy itself refuses more.

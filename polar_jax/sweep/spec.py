@@ -189,7 +189,6 @@ def _spec(text: str, document: _Document, name: str, folder: pathlib.Path) -> Sp
     report = _table(document, "report", ("x", "chosen_on"))
     # An axis of policies has no order to draw along.
     drawn = tuple(axis.option for axis in axes if axis.option != "policies")
-    hashes = files.hashes(fixed, axes, folder)
     configurations = tuple(_configurations(fixed, groups, conditions, folder))
     _fill_sizes(fixed, configurations)
     return Spec(
@@ -205,7 +204,7 @@ def _spec(text: str, document: _Document, name: str, folder: pathlib.Path) -> Sp
         report_x=_axis_hint("[report] x", report, "x", axes, drawn),
         report_chosen_on=_chosen_on(report, configurations[0].config.seeds),
         configurations=configurations,
-        file_hashes=hashes,
+        file_hashes=files.hashes(fixed, axes, folder),
     )
 
 

@@ -42,7 +42,13 @@ def replay_sizes(config: RunConfig) -> tuple[int, int] | None:
         return None
     from polar_jax import configured  # Loads the engine, which few specs need.
 
-    return configured.replay_sizes(config)
+    try:
+        return configured.replay_sizes(config)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SpecError(
+            f"environment {grid.shown(config.environment)} cannot be read: {reason}."
+        ) from None
 
 
 def hashes(fixed: Mapping[str, Any], axes: Iterable[Axis], folder: pathlib.Path) -> dict[str, str]:
