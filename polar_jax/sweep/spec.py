@@ -93,6 +93,9 @@ class Spec:
         digest = hashlib.sha256(_canonical(head))
         for configuration in self.configurations:
             resolved = {option: getattr(configuration.config, option) for option in grid.KINDS}
+            for option in grid.LATER:
+                if resolved[option] is None:
+                    del resolved[option]
             if resolved["paging"] is not None:
                 # Where the folder lies does not matter, what the file holds does.
                 written = configuration.values.get("paging", self.fixed.get("paging"))
