@@ -28,6 +28,7 @@ commands:
   sweep plan     what a sweep would run, how long and in how much memory; runs nothing
   sweep status   how far a sweep is
   sweep report   its tables and figures again, from stored results
+  paging         what paging in costs on this machine: measure it, show it
   compare        paired differences of two result folders
 
 `{PROGRAM} COMMAND --help` explains a command's options.
@@ -79,8 +80,12 @@ def _dispatch(words: list[str]) -> int:
         from polar_jax import sweep_cli
 
         return sweep_cli.main(words)
+    if words[0] == "paging":
+        from polar_jax import paging_cli
+
+        return paging_cli.main(words[1:])
     if words[0] != "run":
-        allowed = "run, sweep or compare"
+        allowed = "run, sweep, paging or compare"
         return terminal.error(f"the command must be {allowed}; got {words[0]!r}.", BAD_INPUT)
     from polar_jax.config import RunConfig
 

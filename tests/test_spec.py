@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polar_jax import config, environments, policies, routers
-from polar_jax.io import package_data
 from polar_jax.config import RunConfig
+from polar_jax.io import package_data
 from polar_jax.sweep import grid, spec
 
 quick = settings(derandomize=True, deadline=None, max_examples=60)
