@@ -366,4 +366,5 @@ def write(
         written, left = written + len(chunk), left - len(chunk)
         yield written
     if left:
-        raise ValueError(f"pieces must be as long as the tensors, got {-left} bytes more.")
+        word = "less" if left > 0 else "more"
+        raise ValueError(f"pieces must be as long as the tensors, got {abs(left)} bytes {word}.")

@@ -36,7 +36,11 @@ def paging_png(found: Sequence[Row], title: str) -> bytes:
     places = {name: float(place) for place, name in enumerate(names)}
     for index, tier in enumerate(summary.tiers(found)):
         mine = [row for row in found if row.tier == tier]
-        across = [(row.size_bytes or 0) / _MIB if by_size else places[row.adapter] for row in mine]
+        # A little apart, or the bars of tiers would hide one another.
+        if by_size:
+            across = [(row.size_bytes or 0) / _MIB * 1.025**index for row in mine]
+        else:
+            across = [places[row.adapter] + 0.08 * index for row in mine]
         _tier(axes, index, tier, across, mine)
     if by_size:
         _models(axes, found)
@@ -52,7 +56,8 @@ def paging_png(found: Sequence[Row], title: str) -> bytes:
         axes.set_ylim(bottom=0.0)
     axes.set_ylabel("milliseconds per load", fontsize=drawing.FONT)
     # Names come from files: a dollar sign is no formula.
-    axes.set_title(title.replace("$", r"\$"), fontsize=drawing.FONT + 1, loc="left")
+    dashed = ": dashed, overhead + bytes / bandwidth, fitted to medians" if by_size else ""
+    axes.set_title(title.replace("$", r"\$") + dashed, fontsize=drawing.FONT + 1, loc="left")
     axes.legend(fontsize=drawing.FONT, frameon=False)
     drawing.plain(axes)
     return drawing.png(figure)
