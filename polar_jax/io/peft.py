@@ -133,9 +133,11 @@ def _read_config(file: pathlib.Path) -> tuple[int, tuple[str, ...], str]:
     """`(rank, targets, base model)` of a config."""
     try:
         with open(file, "rb", buffering=0, opener=safetensors.without_waiting) as opened:
-            data = opened.read(MAX_CONFIG + 1) or b""
-        if len(data) > MAX_CONFIG:
-            raise ValueError(f"must hold at most {MAX_CONFIG} bytes, got more.")
+            # Room is made for what is asked for, so for no more than there is.
+            size = os.fstat(opened.fileno()).st_size
+            data = b"" if size > MAX_CONFIG else opened.read(size) or b""
+        if size > MAX_CONFIG:
+            raise ValueError(f"must hold at most {MAX_CONFIG} bytes, got {size}.")
         config = _parse(data)
         return _rank(config), _targets(config), _base_model(config)
     except ValueError as error:

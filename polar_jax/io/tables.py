@@ -59,7 +59,8 @@ _Result = TypeVar("_Result")
 class Measured(NamedTuple):
     """What a file holds of one adapter."""
 
-    tiers: dict[str, array.array]  # milliseconds by tier, in the order of the file
+    # Milliseconds by tier, in the order of the file; a list would take four times the room.
+    tiers: dict[str, array.array]
     size_bytes: int | None  # None where the file does not say
 
 
@@ -69,13 +70,6 @@ class _Raw(NamedTuple):
     columns: Sequence[str]
     rows: Iterator[tuple[str, Sequence[Any]]]  # (how messages name the row, its cells)
     text_numbers: bool = False  # True where every cell is text, as in CSV
-
-
-class _Adapter(NamedTuple):
-    """The rows of one adapter."""
-
-    tiers: dict[str, array.array]  # 8 bytes per measurement, where a list takes 32
-    sizes: set[int]
 
 
 def read_paging_table(path: str | os.PathLike[str], tier: str | None = None) -> paging.PagingTable:
@@ -110,13 +104,7 @@ def read_measurements(path: str | os.PathLike[str]) -> dict[str, Measured]:
       OSError: for a file that is missing or cannot be read.
     """
 
-    def measured(adapters: dict[str, _Adapter]) -> dict[str, Measured]:
-        return {
-            name: Measured(rows.tiers, next(iter(rows.sizes), None))
-            for name, rows in adapters.items()
-        }
-
-    return _read(path, measured)
+    return _read(path, lambda adapters: adapters)
 
 
 def summed_tiers(tiers: Iterable[str]) -> list[str]:
@@ -125,16 +113,17 @@ def summed_tiers(tiers: Iterable[str]) -> list[str]:
     return [t for t in found if not (t.endswith(WARM) and t.removesuffix(WARM) in found)]
 
 
-def _read(path: str | os.PathLike[str], use: Callable[[dict[str, _Adapter]], _Result]) -> _Result:
+def _read(path: str | os.PathLike[str], use: Callable[[dict[str, Measured]], _Result]) -> _Result:
     """Reads a file's rows and makes something of them; errors name the file."""
     file = pathlib.Path(path)
     parse = _checked_parser(file)
-    with open(file, "rb") as opened:
-        # One byte more than allowed, in case the file grows while it is read.
-        data = opened.read(MAX_FILE + 1)
+    with open(file, "rb", buffering=0) as opened:
+        # Room is made for what is asked for, so for no more than there is.
+        size = os.fstat(opened.fileno()).st_size
+        data = b"" if size > MAX_FILE else opened.read(size) or b""
     try:
-        if len(data) > MAX_FILE:
-            raise ValueError(f"must hold at most {MAX_FILE} bytes, got more.")
+        if size > MAX_FILE:
+            raise ValueError(f"must hold at most {MAX_FILE} bytes, got {size}.")
         if not data.strip():
             raise ValueError("the file is empty; a paging table has one or more adapters.")
         return use(_collect(parse(data)))
@@ -313,19 +302,19 @@ def _find_columns(columns: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def _collect(raw: _Raw) -> dict[str, _Adapter]:
+def _collect(raw: _Raw) -> dict[str, Measured]:
     """Gathers rows by adapter, in order of first appearance."""
     if not raw.columns:
         raise ValueError("holds no adapters; a paging table has one or more.")
     roles = _find_columns(raw.columns)
-    adapters: dict[str, _Adapter] = {}
+    adapters: dict[str, Measured] = {}
     count = 0
     for label, cells in raw.rows:
         name = _text(cells[roles["adapter"]], f"{label}: adapter")
         tier = "unspecified"
         if "tier" in roles:
             tier = _text(cells[roles["tier"]], f"{label}: tier").casefold()
-        adapter = adapters.setdefault(name, _Adapter({}, set()))
+        adapter = adapters.setdefault(name, Measured({}, None))
         times = _milliseconds(cells[roles["ms"]], f"{label}: ms", raw.text_numbers)
         adapter.tiers.setdefault(tier, array.array("d")).extend(times)
         count += len(times)
@@ -336,18 +325,19 @@ def _collect(raw: _Raw) -> dict[str, _Adapter]:
             )
         if "bytes" in roles:
             cell = cells[roles["bytes"]]
-            adapter.sizes.add(_size(cell, f"{label}: bytes", raw.text_numbers))
-            if len(adapter.sizes) > 1:
+            size = _size(cell, f"{label}: bytes", raw.text_numbers)
+            if adapter.size_bytes not in (None, size):
                 raise ValueError(
                     f"{label}: adapter {paging.show(name)} must have one size, got "
-                    f"{sorted(adapter.sizes)} bytes."
+                    f"{sorted([adapter.size_bytes, size])} bytes."
                 )
+            adapters[name] = adapter._replace(size_bytes=size)
     if not adapters:
         raise ValueError("holds no adapters, at most column names; one or more rows are needed.")
     return adapters
 
 
-def _of_tier(adapters: dict[str, _Adapter], tier: str | None) -> dict[str, _Adapter]:
+def _of_tier(adapters: dict[str, Measured], tier: str | None) -> dict[str, Measured]:
     """The rows of the tiers asked for, where None asks for all that add up."""
     held = list(dict.fromkeys(name for rows in adapters.values() for name in rows.tiers))
     summed = summed_tiers(held)
@@ -376,10 +366,10 @@ def _of_tier(adapters: dict[str, _Adapter], tier: str | None) -> dict[str, _Adap
     }
 
 
-def _to_table(adapters: dict[str, _Adapter]) -> paging.PagingTable:
+def _to_table(adapters: dict[str, Measured]) -> paging.PagingTable:
     names = list(adapters)
     tiers = list(dict.fromkeys(tier for rows in adapters.values() for tier in rows.tiers))
-    sizes = [size for rows in adapters.values() for size in rows.sizes]
+    sizes = [rows.size_bytes for rows in adapters.values() if rows.size_bytes is not None]
     mean_ms = samples_ms = None
     if all(len(rows.tiers) == 1 for rows in adapters.values()):
         samples_ms = [next(iter(rows.tiers.values())) for rows in adapters.values()]
