@@ -179,7 +179,7 @@ def test_a_run_takes_a_tier_of_a_file(
         "2 adapters, tier disk+memory"
     )
     out = tmp_path / "out"
-    words = "run --adapters 2 --slots 1 --context-dim 2 --horizon 50 --seeds 1 --policies lru"
+    words = "run --adapters 2 --slots 1 --context-dim 2 --horizon 50 --seeds 1 --policies no_cache"
     words = [*words.split(), "--paging", str(file), "--tier", "memory", "--out", str(out)]
     assert cli.main([*words, "--quiet"]) == 0
     manifest = json.loads((out / "manifest.json").read_text())

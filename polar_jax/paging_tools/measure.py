@@ -56,10 +56,12 @@ def devices(name: str | None) -> Any:
         return jax.devices()[0]
     platform, _, number = name.partition(":")
     try:
-        found = jax.devices(platform)
-        return found[int(number or 0)] if not number.startswith("-") else found[len(found)]
+        if platform and (not number or number.isdecimal()):
+            return jax.devices(platform)[int(number or 0)]
+        raise ValueError
     except (RuntimeError, ValueError, IndexError):
-        held = ", ".join(f"{one.platform}:{one.id}" for one in jax.devices())
+        found = dict.fromkeys([*jax.devices(), *jax.devices("cpu")])
+        held = ", ".join(f"{one.platform}:{one.id}" for one in found)
         raise ValueError(f"--device must be one of {held}; got {name!r}.") from None
 
 
