@@ -46,7 +46,7 @@ def build(
         "problem": experiment.problem._asdict(),
         "policies": [policy.name for policy in experiment.policies],
         "policy_settings": dataclasses.asdict(configured.settings),
-        "environment": _environment(experiment),
+        "environment": _environment(experiment) | configured.replay,
         "paging": _paging(experiment, configured.paging_origin),
         "seeds": [int(seed) for seed in experiment.seeds],
         "base_seed": experiment.base_seed,
@@ -96,6 +96,7 @@ def _environment(experiment: Experiment) -> dict[str, Any]:
         **{
             field.name: float(str(getattr(params, field.name)))
             for field in dataclasses.fields(params)
+            if field.name != "data"
         },
     }
 

@@ -5,9 +5,11 @@ import importlib.resources
 
 import numpy as np
 
-from polar_jax import checks, paging
+from polar_jax import checks, paging, replays
+from polar_jax.io.replay_files import read_replay
 
 RANKS = (8, 16, 32)
+REAL_ORIGIN = "15 LoRA adapters of a MiniLM encoder, measured on CLINC150 (docs/real_adapters.md)"
 TIERS = ("disk+memory", "memory", "disk", "cold", "remote")
 # Storage-to-GPU load times of a production image-generation service (Alibaba GenTD26), the
 # three quantiles that are known of them: (share of loads, ms).
@@ -15,6 +17,7 @@ REMOTE_QUANTILES = ((0.05, 1_100.0), (0.50, 4_400.0), (0.99, 8_200.0))
 # Evenly spaced levels: P5, P50 and P99 of the samples are the published ones within 0.5 ms.
 REMOTE_SAMPLES = 200
 _FILE = "qwen2_5_7b_paging.csv"
+_REAL_FILE = "clinc150_adapters.npz"
 # Prime to the number of CPU-to-GPU loads of every rank (300, 200, 100), so that stepping
 # by it visits each of them once, and far from 1, so that loads that were measured side by
 # side in one run are not paired.
@@ -114,3 +117,17 @@ def _page_ins(disk: np.ndarray, memory: np.ndarray) -> np.ndarray:
     """Pairs `[D]` disk loads with `[M]` CPU-to-GPU loads into `[M]` page-ins; D divides M."""
     steps = np.arange(memory.size)
     return disk[steps % disk.size] + memory[(_OFFSET + _STRIDE * steps) % memory.size]
+
+
+def real_adapters(*, missing: float | str | None = None) -> replays.Replay:
+    """Fifteen real LoRA adapters on the 4,500 test prompts of CLINC150; `docs/real_adapters.md`.
+
+    Contexts are the prompts' domain probabilities, utilities each adapter's probability of
+    the right answer, domains the ten of CLINC150. Made from CLINC150 (CC-BY-3.0).
+
+    Args:
+      missing: unread, as none is missing.
+    """
+    file = importlib.resources.files("polar_jax") / "data" / _REAL_FILE
+    with importlib.resources.as_file(file) as path:
+        return read_replay(path, missing=missing)

@@ -22,17 +22,18 @@ COLUMNS = {
     "policies": "policy",
     "seed": "base_seed",
 }
-# Options younger than the first stored sweeps: left out of the hash where they are not set, so
-# that those sweeps can still be gone on with.
-LATER = ("tier",)
+# Options younger than the first stored sweeps: left out of the hash where they have their
+# default, so that those sweeps can still be gone on with.
+LATER = ("order", "arrivals", "missing", "benchmark", "tier")
 ON_COMMAND_LINE = ("out", "overwrite", "devices", "quiet")
 # Values of one axis; a grid is refused at this size anyway.
 MAX_VALUES = 100_000
 _OPTION_OF: dict[str, str] = {column: option for option, column in COLUMNS.items()}
 _NAMES = {
-    "environment": options.ENVIRONMENTS,
     "beta": options.BETAS,
     "policies": options.POLICIES,
+    "order": options.ORDERS,
+    "benchmark": options.BENCHMARKS,
 }
 _WORDS = {
     int: "a whole number",
@@ -172,6 +173,8 @@ def typed(label: str, option: str, value: Any) -> Any:
     if kind in (str, pathlib.Path, tuple) and isinstance(value, str):
         if option in _NAMES:
             checks.one_of(label, value, _NAMES[option])
+        if option == "environment" and not options.is_replay(value):
+            checks.one_of(label, value, (*options.ENVIRONMENTS, options.REAL))
         return value
     raise SpecError(f"{label} must be {_WORDS[kind]}; got {shown(value)}.")
 
