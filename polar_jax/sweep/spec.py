@@ -95,6 +95,9 @@ class Spec:
         digest = hashlib.sha256(_canonical(head))
         for configuration in self.configurations:
             resolved = {option: getattr(configuration.config, option) for option in grid.KINDS}
+            for option in grid.LATER:
+                if resolved[option] == getattr(RunConfig, option):
+                    del resolved[option]
             for option in files.FILE_OPTIONS:
                 # Where the folder lies does not matter, what the file holds does.
                 written = configuration.values.get(option, self.fixed.get(option))
