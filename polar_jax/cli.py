@@ -23,12 +23,13 @@ Caching and routing of LoRA adapters: simulates policies on streams of requests 
 who wins.
 
 commands:
-  run            policies on one configuration: a table, a figure, a report
-  sweep run      a grid of configurations from a TOML file: run, resume, report
-  sweep plan     what a sweep would run, how long and in how much memory; runs nothing
-  sweep status   how far a sweep is
-  sweep report   its tables and figures again, from stored results
-  compare        paired differences of two result folders
+  run              policies on one configuration: a table, a figure, a report
+  sweep run        a grid of configurations from a TOML file: run, resume, report
+  sweep plan       what a sweep would run, how long and in how much memory; runs nothing
+  sweep status     how far a sweep is
+  sweep report     its tables and figures again, from stored results
+  compare          paired differences of two result folders
+  paging read-log  load times out of a serving system's log, for `run --paging`
 
 `{PROGRAM} COMMAND --help` explains a command's options.
 
@@ -79,8 +80,10 @@ def _dispatch(words: list[str]) -> int:
         from polar_jax import sweep_cli
 
         return sweep_cli.main(words)
+    if words[0] == "paging":
+        return _paging(words[1:])
     if words[0] != "run":
-        allowed = "run, sweep or compare"
+        allowed = "run, sweep, compare or paging"
         return terminal.error(f"the command must be {allowed}; got {words[0]!r}.", BAD_INPUT)
     from polar_jax.config import RunConfig
 
@@ -89,6 +92,15 @@ def _dispatch(words: list[str]) -> int:
     except ValueError as error:
         return terminal.error(str(error), BAD_INPUT)
     return 0 if config is None else _run(config)
+
+
+def _paging(words: list[str]) -> int:
+    if words[:1] == ["read-log"]:
+        from polar_jax import log_cli
+
+        return log_cli.main(words[1:])
+    given = repr(words[0]) if words else "nothing"
+    return terminal.error(f"paging must be followed by read-log; got {given}.", BAD_INPUT)
 
 
 def _run(config: "RunConfig") -> int:
