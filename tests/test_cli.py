@@ -99,7 +99,7 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rum"]) == 2
     assert (
         capsys.readouterr().err
-        == "polar-jax: error: the command must be run, sweep or compare; got 'rum'.\n"
+        == "polar-jax: error: the command must be run, sweep, compare or paging; got 'rum'.\n"
     )
 
 
