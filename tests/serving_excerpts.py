@@ -51,26 +51,27 @@ name 'late', path 'org/late'
 (APIServer pid=5) INFO:     10.0.0.1:4000 - "POST /v1/load_lora_adapter HTTP/1.1" 200 OK
 """
 
-# Composed from the format strings of vllm/lora/models.py at ae3d61211f71 ("Adding lora. Model
-# id: %d, int id: %d", "Activating LoRA. int id: %d, slot index: %d"), VLLM_LOGGING_LEVEL=DEBUG;
-# the stamps in front are what `docker logs --timestamps` adds.
+# Composed from the format strings of vllm/lora/model_manager.py at bb1d76e5bfb6 ("Adding lora.
+# Model id: %d, int id: %d", "Activating LoRA. int id: %d, slot index: %d") under
+# VLLM_LOGGING_LEVEL=DEBUG; the numbers of source lines are invented. The stamps in front are what
+# `docker logs --timestamps` adds.
 VLLM_DEBUG = """\
 2025-08-01T10:00:00.500000000Z (APIServer pid=5) INFO 08-01 10:00:00 [serving_models.py:168] \
 Loaded new LoRA adapter: name 'one', path '/lora/one'
-2025-08-01T10:00:00.620000000Z (EngineCore_0 pid=9) DEBUG 08-01 10:00:00 [lora/models.py:691] \
-Adding lora. Model id: 2, int id: 2
-2025-08-01T10:00:00.640000000Z (EngineCore_0 pid=9) DEBUG 08-01 10:00:00 [lora/models.py:418] \
-Activating LoRA. int id: 2, slot index: 1
+2025-08-01T10:00:00.620000000Z (EngineCore_0 pid=9) DEBUG 08-01 10:00:00 \
+[lora/model_manager.py:811] Adding lora. Model id: 2, int id: 2
+2025-08-01T10:00:00.640000000Z (EngineCore_0 pid=9) DEBUG 08-01 10:00:00 \
+[lora/model_manager.py:272] Activating LoRA. int id: 2, slot index: 1
 2025-08-01T10:00:00.655000000Z (APIServer pid=5) INFO 08-01 10:00:00 [serving_models.py:168] \
 Loaded new LoRA adapter: name 'two', path '/lora/two'
-2025-08-01T10:00:09.100000000Z (EngineCore_0 pid=9) DEBUG 08-01 10:00:09 [lora/models.py:418] \
-Activating LoRA. int id: 1, slot index: 0
+2025-08-01T10:00:09.100000000Z (EngineCore_0 pid=9) DEBUG 08-01 10:00:09 \
+[lora/model_manager.py:272] Activating LoRA. int id: 1, slot index: 0
 """
 
-# The first two lines are composed from the format strings of
-# python/sglang/srt/model_executor/model_runner.py at 01cc04e2b5b0, LoRARef.__str__ in
-# lora/lora_registry.py and configure_logger in utils.py; the next three as a user recorded and
-# shortened them (SGLang 0.5.10.post1), with the name of the last made whole.
+# The first two lines are composed from the format strings of load_lora_adapter in
+# python/sglang/srt/model_executor/model_runner.py, LoRARef.__str__ in lora/lora_registry.py at
+# 0270cffc14bf and configure_logger in utils.py. The next three a user recorded with SGLang
+# 0.5.10.post1 and shortened: what stood between "completes:" and "avail mem" is filled in.
 SGLANG = """\
 [2025-07-01 10:00:00 TP0] LoRA adapter loading starts: LoRARef(lora_id=0c1d, lora_name=sql, \
 lora_path=/lora/sql, pinned=False). avail mem=12.34 GB
@@ -84,7 +85,7 @@ lora_name=mock_kant_r8, lora_path=..., pinned=False. avail mem=4.86 GB
 """
 
 # Composed from the format strings of predibase/lorax router/src/loader.rs at 1e223be17eb9 and
-# Adapter::as_string in router/src/adapter.rs; tracing's own prefix as the router of
+# Adapter::as_string in router/src/adapter.rs at 29655aa6dbda; tracing's own prefix as the router of
 # text-generation-inference, which LoRAX comes from, writes it with the same set-up.
 LORAX = """\
 2024-05-07T12:39:20.807178Z  INFO lorax_router: router/src/main.rs:307: Warming up model
