@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from polar_jax import terminal
+from polar_jax import log_cli, terminal
 from polar_jax.paging_tools import commands
 from polar_jax.terminal import BAD_INPUT, FAILED, PROGRAM
 
@@ -12,16 +12,18 @@ _COMMANDS: dict[str, type[Any]] = {
     "synthesize": commands.Synthesize,
     "measure": commands.Measure,
     "show": commands.Show,
+    "read-log": log_cli.ReadLog,
 }
 _USAGE = f"""usage: {PROGRAM} paging COMMAND [OPTIONS]
 
-What it costs to page adapters in on this machine: adapters to measure with, their load times
+What it costs to page adapters in: adapters to measure with, their load times
 as a file that `{PROGRAM} run --paging FILE` reads, and what such a file says.
 
 commands:
   synthesize     write adapters of the exact shapes of real ones
   measure DIR    time disk to host and host to device; write a paging file
   show FILE      print and draw a paging file
+  read-log FILE  load times out of a serving system's log, as a paging file
 
 `{PROGRAM} paging COMMAND --help` explains the options; docs/paging.md what is measured.
 """
@@ -41,7 +43,7 @@ def main(words: Sequence[str]) -> int:
         return 0 if words else BAD_INPUT
     kind = _COMMANDS.get(words[0])
     if kind is None:
-        allowed = "synthesize, measure or show"
+        allowed = "synthesize, measure, show or read-log"
         return terminal.error(f"paging must be followed by {allowed}; got {words[0]!r}.", BAD_INPUT)
     try:
         options = terminal.parse(kind, f"paging {words[0]}", words[1:])
@@ -144,4 +146,5 @@ _ACTIONS: dict[type[Any], Any] = {
     commands.Synthesize: _synthesize,
     commands.Measure: _measure,
     commands.Show: _show,
+    log_cli.ReadLog: log_cli.run,
 }

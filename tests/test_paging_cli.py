@@ -100,7 +100,7 @@ def test_the_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 BAD = {
-    "weigh": "paging must be followed by synthesize, measure or show; got 'weigh'.",
+    "weigh": "paging must be followed by synthesize, measure, show or read-log; got 'weigh'.",
     "synthesize --ranks 0": "--ranks must be whole numbers in [1, 1024], separated by commas; got",
     "synthesize --ranks 8,x": "got 'x'.",
     "synthesize --ranks 99999999999999999999": "got '99999999999999999999'.",
