@@ -12,7 +12,8 @@ from reference.bert import sentence_embedding
 from small_clinc import SHAPE
 
 from sweeps.real_adapters import adapter, base_model, batches, training
-from sweeps.real_adapters.encoder import TARGETS, embed
+from sweeps.real_adapters.encoder import TARGETS
+from sweeps.real_adapters.encoder import embed as unjitted_embed
 from sweeps.real_adapters.head import Head
 
 MISSING = [
@@ -24,6 +25,8 @@ needs_model = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSIN
 needs_safetensors = pytest.mark.skipif(
     importlib.util.find_spec("safetensors") is None, reason="needs safetensors"
 )
+# Op by op it takes seconds.
+embed = jax.jit(unjitted_embed, static_argnums=0)
 PROMPTS = [[1, 5, 2], [1, 8, 9, 10, 11, 90, 2], [1, *range(20, 50), 2], [1, 2]]
 
 

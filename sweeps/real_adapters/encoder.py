@@ -18,6 +18,8 @@ from jax.typing import ArrayLike
 # Added to the logits of padding: small enough to vanish in any softmax, finite in float32.
 MASKED = -1e9
 TARGETS = ("query", "value")
+# flax declares the argument that takes it as a number.
+_SAME_FOR_ALL: Any = nn.broadcast
 
 
 class Shape(NamedTuple):
@@ -116,7 +118,7 @@ class Encoder(nn.Module):
             Layer,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=_SAME_FOR_ALL,
             length=sizes.num_hidden_layers,
         )
         x, _ = layers(sizes, self.rank, name="layers")(x, mask)

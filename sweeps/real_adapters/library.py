@@ -34,9 +34,8 @@ def members(domains: Sequence[str]) -> tuple[Member, ...]:
     Returns:
       15 adapters: one per domain, one per pair of `PAIRS`, the generalist.
     """
-    sets = [(name,) for name in domains]
-    sets += PAIRS
-    sets.append(tuple(domains))
+    sets: list[tuple[str, ...]] = [(name,) for name in domains]
+    sets += [*PAIRS, tuple(domains)]
     ranks = [RANKS[i % len(RANKS)] for i in range(len(sets))]
     return tuple(
         Member(f"{'generalist' if len(of) > 2 else '+'.join(of)}-r{rank}", tuple(of), rank)
