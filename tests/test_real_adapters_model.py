@@ -161,12 +161,33 @@ def test_a_folder_has_pefts_form_and_gives_the_adapter_back(tmp_path):
 
 
 @needs_safetensors
-def test_another_kind_of_adapter_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "IA3"}, r"LORA of query, value is read, got \('IA3'"),
+        ({"target_modules": ["query"]}, r"LORA of query, value is read, got .*\['query'\]"),
+        ({"target_modules": None}, "TypeError"),
+        ({"r": 3}, r"lora_A.weight must be \(3, 24\), got \(2, 24\)"),
+    ],
+)
+def test_another_kind_of_adapter_is_refused(tmp_path, change, message):
     adapter.save(tmp_path, random_lora(2), 2)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "IA3"}))
-    with pytest.raises(ValueError, match=r"must be LORA of query, value, got \('IA3'"):
+    config = json.loads((tmp_path / adapter.CONFIG).read_text())
+    (tmp_path / adapter.CONFIG).write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=f"is no adapter for this encoder: .*{message}"):
         adapter.load(tmp_path, SHAPE)
+
+
+@needs_safetensors
+@pytest.mark.parametrize("name", [adapter.CONFIG, adapter.WEIGHTS])
+def test_a_damaged_adapter_is_refused_in_one_line(tmp_path, name):
+    adapter.save(tmp_path, random_lora(2), 2)
+    whole = (tmp_path / name).read_bytes()
+    for damage in (b"", whole[: len(whole) // 2]):
+        (tmp_path / name).write_bytes(damage)
+        with pytest.raises(ValueError, match="is no adapter for this encoder") as caught:
+            adapter.load(tmp_path, SHAPE)
+        assert "\n" not in str(caught.value)
 
 
 def trained(rank: int, *, steps: int = 12, number: int = 0, seed: int = 0) -> tuple[dict, list]:

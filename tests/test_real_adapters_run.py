@@ -167,6 +167,20 @@ def test_a_folder_of_other_settings_is_refused(folder, finished):
         run.run(small_clinc.model(1), clinc.read(folder), SETTINGS, finished, silent())
 
 
+def test_a_folder_of_other_things_is_left_alone(folder, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"--out must be new, empty or of an earlier run; '.*'"):
+        run.run(small_clinc.model(), clinc.read(folder), SETTINGS, tmp_path, silent())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
+def test_a_damaged_mark_is_named(folder, tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(ValueError, match=r"settings.json' must be what a run wrote"):
+        run.run(small_clinc.model(), clinc.read(folder), SETTINGS, tmp_path, silent())
+
+
 @pytest.mark.parametrize("damage", [b"", b"no zip file", None])
 def test_damaged_answers_are_named(folder, finished, tmp_path, damage):
     out = tmp_path / "out"
@@ -204,6 +218,9 @@ def test_the_command_says_in_one_line_what_is_wrong(folder, tmp_path, monkeypatc
     in_the_way.write_text("")
     assert command.main(["--clinc", str(folder), "--out", str(in_the_way)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+    with pytest.raises(SystemExit):
+        command.main(["--clinc", str(folder), "--out", str(tmp_path), "--quick", "--steps", "9"])
+    assert "not allowed with argument --quick" in capsys.readouterr().err
     for option, text in (("--steps", "0"), ("--learning-rate", "nan"), ("--seed", "1.5")):
         with pytest.raises(SystemExit):
             command.main(["--clinc", str(folder), "--out", str(tmp_path), option, text])

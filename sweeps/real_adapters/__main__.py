@@ -71,8 +71,12 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     path = pathlib.Path
     parser.add_argument("--clinc", type=path, required=True, help="folder with CLINC150's files")
     parser.add_argument("--out", type=path, required=True, help="folder for what is made")
-    parser.add_argument(
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
         "--steps", type=_whole, default=default.steps, help="steps per adapter (%(default)s)"
+    )
+    length.add_argument(
+        "--quick", action="store_true", help="2 steps and 4 prompts per intent: a trial of the code"
     )
     parser.add_argument(
         "--learning-rate",
@@ -80,9 +84,11 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         default=default.learning_rate,
         help="peak rate of Adam (%(default)s)",
     )
-    parser.add_argument("--seed", type=_seed, default=default.seed, help="(%(default)s)")
     parser.add_argument(
-        "--quick", action="store_true", help="2 steps and 4 prompts per intent: a trial of the code"
+        "--seed",
+        type=_seed,
+        default=default.seed,
+        help="of all that is drawn: examples, starts, orders, folds (%(default)s)",
     )
     return parser.parse_args(words)
 

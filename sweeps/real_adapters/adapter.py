@@ -107,31 +107,43 @@ def load(folder: pathlib.Path, shape: Shape, *, padded: int | None = None) -> di
       The collection `lora` of `encoder.Encoder`.
 
     Raises:
-      ValueError: for another kind of adapter, with what it is and what it must be.
+      ValueError: for a damaged one and for another kind, with what it is and what it must be.
+      OSError: for a file that is missing.
     """
+    import safetensors
     import safetensors.numpy
 
-    config = json.loads((folder / CONFIG).read_text("utf-8"))
-    kind = (config.get("peft_type"), sorted(config.get("target_modules") or ()))
-    if kind != ("LORA", sorted(TARGETS)):
-        raise ValueError(f"{str(folder)!r} must be LORA of {', '.join(TARGETS)}, got {kind}.")
-    tensors = safetensors.numpy.load_file(folder / WEIGHTS)
-    rank, scaling = config["r"], config["lora_alpha"] / config["r"]
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        tensors = safetensors.numpy.load_file(folder / WEIGHTS)
+        kind = (config["peft_type"], sorted(config["target_modules"]))
+        if kind != ("LORA", sorted(TARGETS)):
+            raise ValueError(f"LORA of {', '.join(TARGETS)} is read, got {kind}")
+        return _to_tree(config, tensors, shape, padded)
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{str(folder)!r} is no adapter for this encoder: {error!r}.") from None
 
-    def stacked(name: str, part: str) -> np.ndarray:
-        prefix = "base_model.model.encoder.layer"
-        return np.stack(
-            [
-                tensors[f"{prefix}.{layer}.attention.self.{name}.lora_{part}.weight"].T
-                for layer in range(shape.num_hidden_layers)
-            ]
-        )
+
+def _to_tree(
+    config: dict[str, Any], tensors: dict[str, np.ndarray], shape: Shape, padded: int | None
+) -> dict[str, Any]:
+    rank, scaling = config["r"], config["lora_alpha"] / config["r"]
+    width = shape.hidden_size
+
+    def stacked(name: str, part: str, wanted: tuple[int, int]) -> np.ndarray:
+        names = [
+            f"base_model.model.encoder.layer.{layer}.attention.self.{name}.lora_{part}.weight"
+            for layer in range(shape.num_hidden_layers)
+        ]
+        if wrong := [one for one in names if tensors[one].shape != wanted]:
+            raise ValueError(f"{wrong[0]} must be {wanted}, got {tensors[wrong[0]].shape}")
+        return np.stack([tensors[one].T for one in names])
 
     more = 0 if padded is None else padded - rank
     layers = {
         name: {
-            "a": np.pad(stacked(name, "A"), ((0, 0), (0, 0), (0, more))),
-            "b": np.pad(stacked(name, "B"), ((0, 0), (0, more), (0, 0))),
+            "a": np.pad(stacked(name, "A", (rank, width)), ((0, 0), (0, 0), (0, more))),
+            "b": np.pad(stacked(name, "B", (width, rank)), ((0, 0), (0, more), (0, 0))),
             "scaling": np.full(shape.num_hidden_layers, scaling, np.float32),
         }
         for name in TARGETS

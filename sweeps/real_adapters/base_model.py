@@ -54,12 +54,8 @@ def folder() -> pathlib.Path:
     return pathlib.Path(found.origin).parent / "model"
 
 
-def load(path: pathlib.Path | None = None) -> BaseModel:
-    """Reads a BERT encoder in the form of sentence-transformers.
-
-    Args:
-      path: a folder with `config.json`, `model.safetensors` and `tokenizer.json`; None takes the
-        installed package's, whose weights must then have the SHA-256 of `WEIGHTS_SHA256`.
+def load() -> BaseModel:
+    """Reads the installed package's model.
 
     Returns:
       The model, weights on the host.
@@ -76,10 +72,10 @@ def load(path: pathlib.Path | None = None) -> BaseModel:
     import safetensors.numpy
     import tokenizers
 
-    where = folder() if path is None else path
+    where = folder()
     data = (where / "model.safetensors").read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
-    if path is None and sha256 != WEIGHTS_SHA256:
+    if sha256 != WEIGHTS_SHA256:
         raise ValueError(
             f"{str(where / 'model.safetensors')!r} must have the SHA-256 {WEIGHTS_SHA256} of "
             f"{NAME}, got {sha256}."

@@ -81,7 +81,8 @@ def run(
       `replay.figures` of the result.
 
     Raises:
-      ValueError: if `out` was made with other settings.
+      ValueError: if `out` was made with other settings, holds other things, or is damaged.
+      FloatingPointError: if a loss is no finite number.
     """
     _claim(out, model, data, settings)
     ready = _prepare(model, data, settings, say)
@@ -123,17 +124,26 @@ def _claim(
         "prompts": prompts,
         **settings._asdict(),
     }
-    for name in ("adapters", "scores"):
-        (out / name).mkdir(parents=True, exist_ok=True)
     file = out / "settings.json"
     if not file.exists():
+        # Hidden names are of another run that is about to claim it too.
+        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+            raise ValueError(
+                f"--out must be new, empty or of an earlier run; {str(out)!r} holds other things."
+            )
+        out.mkdir(parents=True, exist_ok=True)
         _write_text(file, json.dumps(ours, indent=2) + "\n")
-    theirs = json.loads(file.read_text("utf-8"))
+    try:
+        theirs = dict(json.loads(file.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(file)!r} must be what a run wrote, got {error}.") from None
     if differing := [name for name in ours if ours[name] != theirs.get(name)]:
         shown = "; ".join(f"{one} {theirs.get(one)!r}, not {ours[one]!r}" for one in differing)
         raise ValueError(
             f"--out {str(out)!r} was made with other settings ({shown}): name another."
         )
+    for name in ("adapters", "scores"):
+        (out / name).mkdir(exist_ok=True)
 
 
 def _prepare(
