@@ -51,7 +51,7 @@ def write(folder: pathlib.Path, *, rows: int = 6, seed: int = 0) -> pathlib.Path
             for _ in range(rows):
                 # Words of the intent, of its domain, of anybody.
                 words = [number, number, 40 + number // INTENTS, *random.integers(60, 90, 1)]
-                words += list(random.integers(60, 90, random.integers(0, 9)))
+                words += list(random.integers(60, 90, random.integers(0, 5)))
                 splits[split].append([" ".join(f"w{word}" for word in words), intent])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "data_full.json").write_text(json.dumps(splits))

@@ -80,7 +80,7 @@ def train(
       padded: rank of the arrays, see `adapter.start`.
       number: of the adapter: its random numbers differ from the others'.
       settings: what it depends on besides.
-      done: hears how many prompts each step was.
+      done: hears after each step how many rows its batch had.
 
     Returns:
       The collection `lora`, rank `padded`, and the loss of every step, nats.
@@ -118,7 +118,7 @@ def train(
         losses.append(float(loss))
         if not np.isfinite(losses[-1]):
             raise FloatingPointError(f"the loss of step {step} is {losses[-1]}: lower the rate.")
-        done(batch.row.size)
+        done(settings.batch)
     return _collection(factors, scaling), losses
 
 
