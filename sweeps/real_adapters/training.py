@@ -1,7 +1,7 @@
 """Training of one adapter, and embeddings under one: all that runs on the device."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +33,14 @@ class Settings(NamedTuple):
     seed: int = 0
 
 
+class Lesson(NamedTuple):
+    """What one adapter learns from."""
+
+    tokens: Sequence[Sequence[int]]  # of every prompt of the training split
+    intent: np.ndarray  # [M], of that split
+    pool: np.ndarray  # [P], the rows that this adapter sees
+
+
 def embed(
     shape: Shape, params: Any, tokens: Sequence[Sequence[int]], done: Callable[[int], object]
 ) -> np.ndarray:
@@ -54,9 +62,7 @@ def train(
     shape: Shape,
     params: Any,
     head: Head,
-    tokens: Sequence[Sequence[int]],
-    intent: np.ndarray,
-    pool: np.ndarray,
+    lesson: Lesson,
     *,
     rank: int,
     padded: int,
@@ -73,9 +79,7 @@ def train(
       shape: of the encoder.
       params: the base model's weights; not changed.
       head: shared by all adapters; not changed.
-      tokens: of the training split.
-      intent: `[M]` of the training split.
-      pool: rows of that split that this adapter learns from.
+      lesson: what it learns from.
       rank: of the adapter.
       padded: rank of the arrays, see `adapter.start`.
       number: of the adapter: its random numbers differ from the others'.
@@ -99,19 +103,13 @@ def train(
     )
     state = _ADAM.init(factors)
     losses = []
-    order_seed = settings.seed * 1_000 + number
-    stream = batches.for_training(
-        tokens, pool, size=settings.batch, steps=settings.steps, seed=order_seed
-    )
-    for step, batch in enumerate(stream):
-        labels, weight = np.zeros((2, settings.batch))
-        labels[: batch.row.size], weight[: batch.row.size] = intent[batch.row], 1
+    for step, batch in enumerate(_batches(lesson, number, settings)):
         factors, state, loss = _step(
             shape,
             factors,
             state,
             (params, scaling, head.prototypes, jnp.float32(head.scale)),
-            (batch.ids, batch.mask, labels.astype(np.int32), weight.astype(np.float32)),
+            batch,
             # At either end of the schedule the rate is 0, and a batch would be lost.
             jnp.float32(rate(step + 1)),
         )
@@ -120,6 +118,22 @@ def train(
             raise FloatingPointError(f"the loss of step {step} is {losses[-1]}: lower the rate.")
         done(settings.batch)
     return _collection(factors, scaling), losses
+
+
+def _batches(lesson: Lesson, number: int, settings: Settings) -> Iterator[tuple]:
+    """Tokens, mask, intents and weights (0 for rows that fill up) of each step."""
+    stream = batches.for_training(
+        lesson.tokens,
+        lesson.pool,
+        size=settings.batch,
+        steps=settings.steps,
+        seed=settings.seed * 1_000 + number,
+    )
+    for batch in stream:
+        intent = np.zeros(settings.batch, np.int32)
+        weight = np.zeros(settings.batch, np.float32)
+        intent[: batch.row.size], weight[: batch.row.size] = lesson.intent[batch.row], 1
+        yield batch.ids, batch.mask, intent, weight
 
 
 def _collection(factors: Any, scaling: Any) -> dict[str, Any]:
