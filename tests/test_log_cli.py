@@ -7,7 +7,7 @@ import threading
 import pytest
 import serving_excerpts as excerpts
 
-from polar_jax import cli, log_cli, terminal
+from polar_jax import cli, log_cli, paging_cli, terminal
 from polar_jax.io import read_paging_table
 from polar_jax.sweep import files
 
@@ -107,7 +107,10 @@ def test_of_two_at_once_one_writes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files, "create_whole", slow)
     words = ["server.log", "--out", "table.csv"]
-    threads = [threading.Thread(target=lambda: codes.append(log_cli.main(words))) for _ in "ab"]
+    threads = [
+        threading.Thread(target=lambda: codes.append(paging_cli.main(["read-log", *words])))
+        for _ in "ab"
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
