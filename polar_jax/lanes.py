@@ -185,7 +185,8 @@ class _Run:
     def _shared_arrays(self) -> tuple[Any, Any, Any]:
         problem, shape = self.first.problem, self.first.compiled_shape
         tables = lane_calls.subset_tables(problem, shape)
-        return self.place.shared((lane_calls.sizes(problem), *tables))
+        sizes = lane_calls.sizes(problem, shape, self.first.dtype)
+        return self.place.shared((sizes, *tables))
 
     @property
     def _num_policies(self) -> int:
@@ -438,7 +439,9 @@ class _Run:
                 slice(int(bounds[cell]), int(bounds[cell + 1])),
                 names=[policy.name for policy in one.policies],
                 marks=epochs.curve_rounds(problem.horizon, one.shorter_horizons),
-                oracle_exact=oracles.oracle_is_exact(problem.num_adapters, problem.cache_slots),
+                oracle_exact=oracles.oracle_is_exact(
+                    problem.num_adapters, problem.cache_slots, problem.differing
+                ),
                 tile=self.tile,
                 num_devices=self.place.num_devices,
                 compile_seconds=compile_seconds,

@@ -7,12 +7,13 @@ departs from it is in `docs/deviations.md`.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from polar_jax import (
+    capacity,
     checks,
     controllers,
     environments,
@@ -122,12 +123,47 @@ class Settings:
 
 
 class Problem(NamedTuple):
-    """The sizes that a policy is made for."""
+    """The sizes that a policy is made for; `sized_problem` makes one from sizes in bytes."""
 
     num_adapters: int
-    cache_slots: int
+    cache_slots: int  # K; with a memory, how many adapters fit at once at most
     context_dim: int
     horizon: int
+    memory: capacity.Memory | None = None  # sizes and capacity in place of the slots
+
+    @property
+    def differing(self) -> capacity.Memory | None:
+        """The memory where adapters differ in size, else None: equal sizes are slots."""
+        return None if self.memory is None or self.memory.equal else self.memory
+
+    def first_set(self) -> np.ndarray:
+        """`[N]` bool `C_1`: the first `K` adapters; with sizes, in order, each that fits."""
+        held = self.differing
+        if held is not None:
+            return capacity.first_fitting(held)
+        return np.arange(self.num_adapters) < self.cache_slots
+
+
+def sized_problem(
+    size_bytes: Sequence[int], capacity_bytes: int, *, context_dim: int, horizon: int
+) -> Problem:
+    """The problem of adapters that share a memory of so many bytes.
+
+    Args:
+      size_bytes: of each of `N >= 1` adapters, whole numbers in `[1, 2^53]`.
+      capacity_bytes: of fast memory, a whole number in `[0, 2^53]`.
+      context_dim: `d`, at least 1.
+      horizon: `T`, in `[1, 2^31 - 1]`.
+
+    Returns:
+      The problem. With equal sizes it is that of `floor(capacity / size)` slots, bit for bit.
+
+    Raises:
+      ValueError: for a size or a capacity outside its range.
+    """
+    held = capacity.memory(size_bytes, capacity_bytes)
+    slots = capacity.most_at_once(held)
+    return Problem(len(held.size_bytes), slots, context_dim, horizon, held)
 
 
 class Policy(NamedTuple):
@@ -395,6 +431,9 @@ _BUILDERS: dict[str, Callable[[Problem, Settings], Policy]] = {
     ),
 }
 NAMES = tuple(_BUILDERS)
+# Their rules, and the search's bound, are for a number of adapters.
+SLOTS_ONLY = ("arc", "lecar", "polar_oexp")
+SIZED = tuple(name for name in NAMES if name not in SLOTS_ONLY)
 # Policies that know what no server can know; they are excluded from "best policy".
 ORACLES = ("oracle", "oracle_cache", "full_cache")
 
@@ -406,6 +445,7 @@ def policy(
     cache_slots: int,
     context_dim: int,
     horizon: int,
+    memory: capacity.Memory | None = None,
     settings: Settings | None = None,
 ) -> Policy:
     """A named policy for one problem size.
@@ -416,13 +456,16 @@ def policy(
       cache_slots: `K`, in `[0, N]`.
       context_dim: `d`, at least 1.
       horizon: `T`, in `[1, 2^31 - 1]`.
+      memory: sizes and capacity in place of slots, as `sized_problem` has them; `cache_slots` is
+        then how many adapters fit at once at most.
       settings: constants; defaults where None.
 
     Returns:
       The policy.
 
     Raises:
-      ValueError: for an unknown name or a size outside its range.
+      ValueError: for an unknown name, a size outside its range, or a policy or a search that
+        needs slots where adapters differ in size.
     """
     checks.one_of("policy", name, NAMES)
     checks.at_least("num_adapters", num_adapters, 1)
@@ -432,5 +475,33 @@ def policy(
         raise ValueError(
             f"cache_slots must be in [0, num_adapters={num_adapters}], got {cache_slots}."
         )
-    problem = Problem(num_adapters, cache_slots, context_dim, horizon)
+    problem = Problem(num_adapters, cache_slots, context_dim, horizon, memory)
+    _check_memory(name, problem, settings or Settings())
     return _BUILDERS[name](problem, settings or Settings())
+
+
+def _check_memory(name: str, problem: Problem, settings: Settings) -> None:
+    """Raises for a memory that does not belong to the problem, or that a policy cannot use."""
+    held = problem.memory
+    if held is None:
+        return
+    expected = len(held.size_bytes), capacity.most_at_once(held)
+    if (problem.num_adapters, problem.cache_slots) != expected:
+        raise ValueError(
+            f"num_adapters and cache_slots must be {expected[0]} and {expected[1]}, as the memory "
+            f"has it (sized_problem), got {problem.num_adapters} and {problem.cache_slots}."
+        )
+    if problem.differing is None:
+        return
+    if name in SLOTS_ONLY:
+        raise ValueError(
+            f"policy {name!r} must have adapters of equal size, as its rule counts slots; with "
+            f"sizes that differ use any of {', '.join(SIZED)}."
+        )
+    search = {"polar": settings.search, "polar_plus": settings.search_plus}
+    used = search.get(name.removesuffix("_no_forced"))
+    if used == "distorted_greedy":
+        raise ValueError(
+            f"policy {name!r} must not search with distorted_greedy where adapters differ in "
+            "size, as its bound counts slots; use greedy, local_search, exact or top_k."
+        )
