@@ -111,11 +111,12 @@ def room(held: Memory, padded_adapters: int, dtype: Any) -> Room:
     sizes, space = units(held)
     short = padded_adapters - len(sizes)
     relative = np.asarray(held.size_bytes, np.float64) / min(held.size_bytes)
-    return Room(
-        size=np.pad(np.asarray(sizes, np.int32), (0, short), constant_values=space + 1),
-        capacity=np.asarray(space, np.int32),
-        relative=np.pad(relative, (0, short), constant_values=1.0).astype(dtype),
-    )
+    arrays: dict[str, Any] = {
+        "size": np.pad(np.asarray(sizes, np.int32), (0, short), constant_values=space + 1),
+        "capacity": np.asarray(space, np.int32),
+        "relative": np.pad(relative, (0, short), constant_values=1.0).astype(dtype),
+    }
+    return Room(**arrays)
 
 
 def fitting_sets(held: Memory, limit: int, *, maximal: bool) -> list[tuple[int, ...]] | None:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from polar_jax import config as options
-from polar_jax import environments, io, lanes, paging, policies
+from polar_jax import environments, io, lanes, paging, policies, problems
 from polar_jax.config import RunConfig
 
 
@@ -38,7 +38,6 @@ def configure(config: RunConfig) -> Configured:
       OSError: for a file that cannot be read.
     """
     options.check_numbers(config)
-    problem = policies.Problem(config.adapters, config.slots, config.context_dim, config.horizon)
     names = options.policy_names(config, policies.NAMES)
     env = environments.environment(
         config.environment, num_clusters=config.clusters, num_segments=config.segments
@@ -55,6 +54,7 @@ def configure(config: RunConfig) -> Configured:
         period=config.period,
     )
     costs, origin = _costs(config)
+    problem = _problem(config, costs.table)
     experiment = lanes.Experiment(
         problem=problem,
         environment=env,
@@ -65,6 +65,27 @@ def configure(config: RunConfig) -> Configured:
         base_seed=config.seed,
     )
     return Configured(experiment, settings, origin)
+
+
+def _problem(config: RunConfig, table: paging.PagingTable | None) -> problems.Problem:
+    """The sizes of the problem; adapters' own come from the options or the paging table."""
+    slots, capacity = options.num_slots(config), config.capacity_bytes
+    if slots is not None or capacity is None:
+        kept = options.DEFAULT_SLOTS if slots is None else slots
+        return problems.Problem(config.adapters, kept, config.context_dim, config.horizon)
+    sizes = options.adapter_sizes(config)
+    if sizes is None and table is not None and table.size_bytes is not None:
+        sizes = tuple(table.size_bytes.tolist())
+    if sizes is None:
+        name = "1" if table is None else paging.show(table.adapters[0])
+        source = "with synthetic costs" if table is None else f"of {config.paging or 'the default'}"
+        raise ValueError(
+            f"--capacity-bytes needs the size of every adapter, and adapter {name} {source} has "
+            "none; give --size-bytes, or a column size_bytes in the file of --paging."
+        )
+    return problems.sized_problem(
+        sizes, capacity, context_dim=config.context_dim, horizon=config.horizon
+    )
 
 
 def _costs(config: RunConfig) -> tuple[lanes.Costs, str]:

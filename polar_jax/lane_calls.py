@@ -150,7 +150,8 @@ def sizes(problem: Problem, shape: Shape, dtype: Any) -> Sizes:
     """The sizes of a problem, as host arrays."""
     held = problem.differing
     room = None if held is None else capacity.room(held, shape.num_adapters, dtype)
-    return Sizes(*(np.int32(size) for size in problem[:3]), room)
+    own = problem.num_adapters, problem.cache_slots, problem.context_dim
+    return Sizes(*(np.int32(size) for size in own), room=room)
 
 
 def _lane_inputs(

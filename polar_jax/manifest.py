@@ -43,7 +43,7 @@ def build(
             name: str(value) if isinstance(value, pathlib.Path) else value
             for name, value in dataclasses.asdict(config).items()
         },
-        "problem": experiment.problem._asdict(),
+        "problem": _problem(experiment),
         "policies": [policy.name for policy in experiment.policies],
         "policy_settings": dataclasses.asdict(configured.settings),
         "environment": _environment(experiment),
@@ -58,6 +58,18 @@ def build(
         "seconds_running": round(results.run_seconds, 3),
         "decisions": results.num_decisions,
         "decisions_per_second": round(decisions_per_second),
+    }
+
+
+def _problem(experiment: Experiment) -> dict[str, Any]:
+    """The problem's sizes; capacity and sizes in bytes where they stand in place of slots."""
+    described = experiment.problem._asdict()
+    held = described.pop("memory")
+    if held is None:
+        return described
+    return described | {
+        "capacity_bytes": held.capacity_bytes,
+        "size_bytes": list(held.size_bytes),
     }
 
 

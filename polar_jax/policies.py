@@ -7,7 +7,7 @@ departs from it is in `docs/deviations.md`.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from polar_jax import (
     replanning,
     routers,
 )
+from polar_jax.problems import Problem
 from polar_jax.types import Controller, PolicyParams, Router, Rule
 
 
@@ -120,50 +121,6 @@ class Settings:
             raise ValueError("expert_half_lives must hold at least one half-life, got none.")
         for half_life in self.expert_half_lives:
             checks.finite_at_least("expert_half_lives", half_life, 0.0, above=True)
-
-
-class Problem(NamedTuple):
-    """The sizes that a policy is made for; `sized_problem` makes one from sizes in bytes."""
-
-    num_adapters: int
-    cache_slots: int  # K; with a memory, how many adapters fit at once at most
-    context_dim: int
-    horizon: int
-    memory: capacity.Memory | None = None  # sizes and capacity in place of the slots
-
-    @property
-    def differing(self) -> capacity.Memory | None:
-        """The memory where adapters differ in size, else None: equal sizes are slots."""
-        return None if self.memory is None or self.memory.equal else self.memory
-
-    def first_set(self) -> np.ndarray:
-        """`[N]` bool `C_1`: the first `K` adapters; with sizes, in order, each that fits."""
-        held = self.differing
-        if held is not None:
-            return capacity.first_fitting(held)
-        return np.arange(self.num_adapters) < self.cache_slots
-
-
-def sized_problem(
-    size_bytes: Sequence[int], capacity_bytes: int, *, context_dim: int, horizon: int
-) -> Problem:
-    """The problem of adapters that share a memory of so many bytes.
-
-    Args:
-      size_bytes: of each of `N >= 1` adapters, whole numbers in `[1, 2^53]`.
-      capacity_bytes: of fast memory, a whole number in `[0, 2^53]`.
-      context_dim: `d`, at least 1.
-      horizon: `T`, in `[1, 2^31 - 1]`.
-
-    Returns:
-      The problem. With equal sizes it is that of `floor(capacity / size)` slots, bit for bit.
-
-    Raises:
-      ValueError: for a size or a capacity outside its range.
-    """
-    held = capacity.memory(size_bytes, capacity_bytes)
-    slots = capacity.most_at_once(held)
-    return Problem(len(held.size_bytes), slots, context_dim, horizon, held)
 
 
 class Policy(NamedTuple):

@@ -22,6 +22,9 @@ COLUMNS = {
     "policies": "policy",
     "seed": "base_seed",
 }
+# Options younger than the first stored sweeps: left out of the hash where they are not set, so
+# that those sweeps can still be gone on with.
+LATER = ("capacity_bytes", "size_bytes")
 ON_COMMAND_LINE = ("out", "overwrite", "devices", "quiet")
 # Values of one axis; a grid is refused at this size anyway.
 MAX_VALUES = 100_000

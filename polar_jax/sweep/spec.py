@@ -93,6 +93,9 @@ class Spec:
         digest = hashlib.sha256(_canonical(head))
         for configuration in self.configurations:
             resolved = {option: getattr(configuration.config, option) for option in grid.KINDS}
+            for option in grid.LATER:
+                if resolved[option] is None:
+                    del resolved[option]
             if resolved["paging"] is not None:
                 # Where the folder lies does not matter, what the file holds does.
                 written = configuration.values.get("paging", self.fixed.get("paging"))
@@ -308,6 +311,12 @@ def _grid(document: _Document) -> tuple[dict[str, Any], list[list[Axis]]]:
         if not places[option].startswith("[fixed]") or option == "policies":
             del fixed[option]
     fixed.pop("policies", None)
+    if {"slots", "capacity_bytes"} <= set(places):
+        raise SpecError(
+            f"{places['slots']} and {places['capacity_bytes']} exclude each other; keep one."
+        )
+    if not {"slots", "capacity_bytes"} & set(places):
+        fixed["slots"] = options.DEFAULT_SLOTS
     if not {"costs", "paging"} & set(places):
         fixed["costs"] = options.MEASURED_COSTS
     groups.sort(key=lambda group: any(axis.option == "policies" for axis in group))
@@ -423,10 +432,11 @@ def _resolved(values: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]
 
 def _check(config: RunConfig) -> None:
     """Raises for what `polar-jax run` would refuse before it reads any file."""
-    if config.slots > config.adapters >= 1:
+    slots = options.num_slots(config)
+    if slots is not None and slots > config.adapters >= 1:
         raise SpecError(
             f"slots must be in [0, {config.adapters}], the number of adapters; got "
-            f'{config.slots}; the line filters = ["cache_slots <= num_adapters"] leaves such '
+            f'{slots}; the line filters = ["cache_slots <= num_adapters"] leaves such '
             "configurations out."
         )
     options.check_numbers(config)
