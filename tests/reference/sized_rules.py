@@ -267,9 +267,7 @@ class SizedExperts(experts.ExpertController):
         resident[:] = set_with(resident, adapter)
         return True
 
-    def serve(
-        self, t: int, action: int, value: Floats, resident: Bools
-    ) -> experts.SetChange:
+    def serve(self, t: int, action: int, value: Floats, resident: Bools) -> experts.SetChange:
         """Moves the real set towards the best expert's, in place."""
         self.run_experts(t, value)
         followed = self.virtual_sets()[int(np.argmin(self.losses))]
