@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 import polar_jax
-from polar_jax.config import RunConfig
+from polar_jax.config import RunConfig, num_slots
 from polar_jax.configured import Configured
 from polar_jax.lanes import Experiment, Results
 
@@ -42,7 +42,8 @@ def build(
         "options": {
             name: str(value) if isinstance(value, pathlib.Path) else value
             for name, value in dataclasses.asdict(config).items()
-        },
+        }
+        | {"slots": num_slots(config)},
         "problem": _problem(experiment),
         "policies": [policy.name for policy in experiment.policies],
         "policy_settings": dataclasses.asdict(configured.settings),

@@ -58,20 +58,20 @@ def configuration(comparison: Comparison, manifest: dict[str, Any]) -> str:
     problem, environment = manifest["problem"], manifest["environment"]["name"]
     seeds = "1 seed" if comparison.num_seeds == 1 else f"{comparison.num_seeds} seeds"
     return (
-        f"{problem['num_adapters']} adapters, {_memory(problem)} and "
+        f"{problem['num_adapters']} adapters{_memory(problem)} and "
         f"{problem['context_dim']} context features on {problem['horizon']:,} {environment} "
         f"requests, {seeds} per policy, paging costs {manifest['paging']['origin']}."
     )
 
 
 def _memory(problem: dict[str, Any]) -> str:
-    """What limits the resident set."""
+    """What limits the resident set, said after the adapters."""
     if "capacity_bytes" not in problem:
-        return f"{problem['cache_slots']} cache slots"
+        return f", {problem['cache_slots']} cache slots"
     sizes = sorted(problem["size_bytes"])
     each = " to ".join(bytesizes.shown(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
     return (
-        f"of {each}, {bytesizes.shown(problem['capacity_bytes'])} of fast memory (at most "
+        f" of {each}, {bytesizes.shown(problem['capacity_bytes'])} of fast memory (at most "
         f"{problem['cache_slots']} at once)"
     )
 

@@ -136,7 +136,9 @@ def test_an_empty_file_is_the_defaults_of_a_run() -> None:
     found = parsed("")
     assert [one.values["policy"] for one in found.configurations] == list(config.DEFAULT_POLICIES)
     assert found.configurations[0].config == RunConfig(
-        policies=(config.DEFAULT_POLICIES[0],), costs=config.MEASURED_COSTS
+        policies=(config.DEFAULT_POLICIES[0],),
+        costs=config.MEASURED_COSTS,
+        slots=config.DEFAULT_SLOTS,
     )
     assert "policies" not in found.fixed
     assert found.fixed["costs"] == config.MEASURED_COSTS
@@ -303,9 +305,10 @@ def test_every_option_that_decides_rows_is_hashed() -> None:
         **{"policies": "lfu", "environment": "sticky", "clusters": 5, "zipf": 1, "spread": 1},
         **{"theta_spread": 1, "stay": 0.5, "segments": 2, "period": 3, "costs": "synthetic:1"},
         **{"price_per_ms": 1, "alpha": 1, "ridge": 2, "noise": 1, "epoch_length": 5, "window": 9},
-        **{"switching_term": False, "beta": "theory"},
+        **{"switching_term": False, "beta": "theory", "capacity_bytes": 4},
     }
-    assert {*changed, "paging"} == set(grid.KINDS)
+    # A file's hash, and sizes that need a capacity, have tests of their own.
+    assert {*changed, "paging", "size_bytes"} == set(grid.KINDS)
     first = {option: "" if option == "policies" else 'policies = "lru"\n' for option in changed}
     hashes = {
         parsed(f"[fixed]\n{first[option]}{option} = {json.dumps(value)}").spec_hash
@@ -318,7 +321,11 @@ def test_the_hash_is_sha256_of_the_axes_columns_and_of_every_option_as_json() ->
     head = {"columns": ["cache_slots", "policy"], "padding": "auto", "schema": spec.SCHEMA}
     rows = [
         {
-            **{option: getattr(RunConfig(), option) for option in grid.KINDS},
+            **{
+                option: getattr(RunConfig(), option)
+                for option in grid.KINDS
+                if option not in grid.LATER
+            },
             **{"policies": ["lru"], "seeds": 2, "slots": slots, "costs": "qwen2.5-7b"},
         }
         for slots in (1, 2)
@@ -346,7 +353,8 @@ def test_a_manifest_gets_every_field_in_plain_values() -> None:
     assert (told["num_configurations"], told["num_lanes"], told["seeds"]) == (18, 54, 3)
     assert (told["spec_text"], told["spec_hash"]) == (EXAMPLE, found.spec_hash)
     axes = {grid.option_of(one.name) for one in found.axes}
-    assert set(told["fixed"]) == set(grid.KINDS) - axes - {"paging", "segments", "epoch_length"}
+    unset = {"paging", "segments", "epoch_length", *grid.LATER}
+    assert set(told["fixed"]) == set(grid.KINDS) - axes - unset
 
 
 def test_without_hints_the_manifest_says_so() -> None:

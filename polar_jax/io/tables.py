@@ -262,7 +262,9 @@ def _collect(raw: _Raw) -> dict[str, _Adapter]:
         adapter.tiers.setdefault(tier, []).extend(times)
         if "bytes" in roles:
             cell = cells[roles["bytes"]]
-            adapter.sizes.add(_size(cell, f"{label}: bytes", raw.text_numbers))
+            adapter.sizes.add(
+                _size(cell, f"{label}: bytes of adapter {paging.show(name)}", raw.text_numbers)
+            )
             if len(adapter.sizes) > 1:
                 raise ValueError(
                     f"{label}: adapter {paging.show(name)} must have one size, got "

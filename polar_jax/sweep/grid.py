@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from polar_jax import checks
+from polar_jax import bytesizes, checks
 from polar_jax import config as options
 from polar_jax.config import RunConfig
 
@@ -159,6 +159,8 @@ def typed(label: str, option: str, value: Any) -> Any:
         false are no numbers.
       ValueError: for a name that is not known.
     """
+    if option == "capacity_bytes" and isinstance(value, str):
+        return bytesizes.parse(label, value, least=0)
     kind = KINDS[option]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     # The comparison refuses nan, infinities and whole numbers that no float can hold.
