@@ -228,13 +228,15 @@ def _admit_gdsf(
     params: AdmissionParams, state: GdsfState, inputs: AdmitInputs
 ) -> tuple[GdsfState, Admission]:
     del params
-    adapter, hit = inputs.adapter, inputs.resident[inputs.adapter]
+    adapter = inputs.adapter
     if inputs.room is None:
         admission = admit_on_miss(inputs, state.priority)
         outgoing, any_resident = least_resident(state.priority, inputs.resident)
+        hit = inputs.resident[adapter]
         clock = jnp.where(hit | ~any_resident, state.clock, state.priority[outgoing])
     else:
         admission, evicted = admit_sized(inputs, state.priority)
+        hit = inputs.resident[adapter]
         last = jnp.max(jnp.where(evicted, state.priority, -jnp.inf))
         clock = jnp.where(jnp.any(evicted), last, state.clock)
     uses = jnp.where(hit, state.uses[adapter] + 1.0, 1.0)

@@ -108,11 +108,10 @@ def marginal_savings(q: Array, base: Array, sets: Array, least: Array) -> Array:
     lead = jnp.maximum(largest - jnp.maximum(second, base), 0.0)
     if least.ndim == 3:
         kept = jnp.max(jnp.where(least, -jnp.inf, inside[None, :, :]), axis=1)
-        present = jnp.maximum(kept, base)
+        beyond = jnp.maximum(q[:, None] - jnp.maximum(kept, base), 0.0)
     else:
         kept = jnp.where(jnp.any(leader & least, axis=0), second, largest)
-        present = jnp.maximum(kept, base)[None, :]
-    beyond = jnp.maximum(q[:, None] - present, 0.0)
+        beyond = jnp.maximum(q[:, None] - jnp.maximum(kept, base)[None, :], 0.0)
     return jnp.where(sets, jnp.where(leader, lead[None, :], 0.0), beyond)
 
 
@@ -248,21 +247,26 @@ def _follow_best(
     """
     shortest, room = state.value[:, 0], inputs.room
 
-    def replaced(resident: Array, incoming: Array, wanted: Array) -> tuple[Array, Array]:
-        """The set with `incoming` where it is wanted and can have room, and whether so."""
+    def outgoing(resident: Array) -> tuple[Array, Array]:
+        """Who leaves first, or all who may where sizes differ; and whether that is enough."""
         removable = resident & ~best_set
         if room is not None:
-            order = shortest / room.relative
-            leaves, enters = leaving(room, order, resident, incoming, wanted, removable)
-            return exchange(resident, incoming, leaves, enters), enters
+            # The followed set fits, and all that is kept beside the newcomer is part of it.
+            return removable, jnp.ones((), bool)
         candidates = jnp.where(removable, shortest, jnp.inf)
-        enters = wanted & jnp.any(removable)
-        out = jnp.argmin(candidates).astype(jnp.int32)
-        return swap(resident, incoming, out, enters), enters
+        return jnp.argmin(candidates).astype(jnp.int32), jnp.any(removable)
+
+    def replaced(resident: Array, incoming: Array, out: Array, allowed: Array) -> Array:
+        if room is None:
+            return swap(resident, incoming, out, allowed)
+        order = shortest / room.relative
+        leaves, enters = leaving(room, order, resident, incoming, allowed, out)
+        return exchange(resident, incoming, leaves, enters)
 
     adapter = inputs.adapter
-    wanted = ~inputs.resident[adapter] & best_set[adapter]
-    resident, _ = replaced(inputs.resident, adapter, wanted)
+    out, removable = outgoing(inputs.resident)
+    paid = ~inputs.resident[adapter] & best_set[adapter] & removable
+    resident = replaced(inputs.resident, adapter, out, paid)
 
     def value_of(members: Array) -> Array:
         return jnp.max(jnp.where(members, q, q - inputs.paging_cost))
@@ -272,7 +276,9 @@ def _follow_best(
     here = jnp.arange(q.shape[0], dtype=jnp.int32) == route
     deficit = state.real_deficit + jnp.where(here & wanted, gain, 0.0)
     ripe = wanted & (deficit[route] >= inputs.switch_cost[route])
-    resident, buy = replaced(resident, route, ripe)
+    out, removable = outgoing(resident)
+    buy = ripe & removable
+    resident = replaced(resident, route, out, buy)
     deficit = jnp.where(here & ripe, 0.0, deficit)
     return deficit, buy, Admission(resident=resident, bought=here & buy)
 

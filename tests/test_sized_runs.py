@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -115,11 +116,12 @@ def test_bad_sizes_are_one_line_and_write_nothing(words, tmp_path, monkeypatch, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hole.csv", "none.csv"]
 
 
-def made(tmp_path: pathlib.Path, text: str, **options: object) -> lanes.Experiment:
+def made(tmp_path: pathlib.Path, text: str, **options: Any) -> lanes.Experiment:
     """What options mean, with a paging file."""
     (tmp_path / "loads.csv").write_text(text)
-    given = {"adapters": 4, "horizon": 300, "context_dim": 2, "seeds": 2, "policies": ("lru",)}
-    asked = config.RunConfig(**(given | {"paging": tmp_path / "loads.csv"} | options))
+    given: dict[str, Any] = {"adapters": 4, "horizon": 300, "context_dim": 2, "seeds": 2}
+    given |= {"policies": ("lru",)} | options
+    asked = config.RunConfig(paging=tmp_path / "loads.csv", **given)
     return configured.configure(asked).experiment
 
 
