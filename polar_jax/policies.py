@@ -21,6 +21,7 @@ from polar_jax import (
     eviction,
     experts,
     online_submodular,
+    problems,
     replanning,
     routers,
 )
@@ -433,32 +434,8 @@ def policy(
             f"cache_slots must be in [0, num_adapters={num_adapters}], got {cache_slots}."
         )
     problem = Problem(num_adapters, cache_slots, context_dim, horizon, memory)
-    _check_memory(name, problem, settings or Settings())
-    return _BUILDERS[name](problem, settings or Settings())
-
-
-def _check_memory(name: str, problem: Problem, settings: Settings) -> None:
-    """Raises for a memory that does not belong to the problem, or that a policy cannot use."""
-    held = problem.memory
-    if held is None:
-        return
-    expected = len(held.size_bytes), capacity.most_at_once(held)
-    if (problem.num_adapters, problem.cache_slots) != expected:
-        raise ValueError(
-            f"num_adapters and cache_slots must be {expected[0]} and {expected[1]}, as the memory "
-            f"has it (sized_problem), got {problem.num_adapters} and {problem.cache_slots}."
-        )
-    if problem.differing is None:
-        return
-    if name in SLOTS_ONLY:
-        raise ValueError(
-            f"policy {name!r} must have adapters of equal size, as its rule counts slots; with "
-            f"sizes that differ use any of {', '.join(SIZED)}."
-        )
-    search = {"polar": settings.search, "polar_plus": settings.search_plus}
-    used = search.get(name.removesuffix("_no_forced"))
-    if used == "distorted_greedy":
-        raise ValueError(
-            f"policy {name!r} must not search with distorted_greedy where adapters differ in "
-            "size, as its bound counts slots; use greedy, local_search, exact or top_k."
-        )
+    own = settings or Settings()
+    searches = {"polar": own.search, "polar_plus": own.search_plus}
+    search = searches.get(name.removesuffix("_no_forced"), "")
+    problems.check_memory(problem, name, search, counting_slots=SLOTS_ONLY, others=SIZED)
+    return _BUILDERS[name](problem, own)

@@ -50,3 +50,44 @@ def sized_problem(
     held = capacity.memory(size_bytes, capacity_bytes)
     slots = capacity.most_at_once(held)
     return Problem(len(held.size_bytes), slots, context_dim, horizon, held)
+
+
+def check_memory(
+    problem: Problem,
+    policy: str,
+    search: str,
+    *,
+    counting_slots: Sequence[str],
+    others: Sequence[str],
+) -> None:
+    """Sees that a problem's memory is its own, and that a policy can use it.
+
+    Args:
+      problem: the problem.
+      policy: name of the policy.
+      search: what it replans with; "" for nothing.
+      counting_slots: policies that count slots.
+      others: policies that do not.
+
+    Raises:
+      ValueError: if not.
+    """
+    held = problem.memory
+    if held is None:
+        return
+    expected = len(held.size_bytes), capacity.most_at_once(held)
+    if (problem.num_adapters, problem.cache_slots) != expected:
+        raise ValueError(
+            f"num_adapters and cache_slots must be {expected[0]} and {expected[1]}, as the memory "
+            f"has it (sized_problem), got {problem.num_adapters} and {problem.cache_slots}."
+        )
+    if problem.differing is not None and policy in counting_slots:
+        raise ValueError(
+            f"policy {policy!r} must have adapters of equal size, as its rule counts slots; with "
+            f"sizes that differ use any of {', '.join(others)}."
+        )
+    if problem.differing is not None and search == "distorted_greedy":
+        raise ValueError(
+            f"policy {policy!r} must not search with distorted_greedy where adapters differ in "
+            "size, as its bound counts slots; use greedy, local_search, exact or top_k."
+        )

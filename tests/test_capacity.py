@@ -1,6 +1,7 @@
 """Sizes and capacities in bytes: exact sums, what fits at once, what fits first, equal sizes."""
 
 import itertools
+from typing import Any
 
 import helpers
 import numpy as np
@@ -152,9 +153,10 @@ def test_a_search_that_counts_slots_is_refused_where_sizes_differ(name):
 
 
 def test_a_memory_that_is_another_problems_is_refused():
-    given = sized([1, 2, 2], 4)._asdict()
+    given: dict[str, Any] = sized([1, 2, 2], 4)._asdict()
+    wrong: dict[str, Any] = {**given, "cache_slots": 3}
     with pytest.raises(ValueError, match=r"cache_slots must be 3 and 2, .* got 3 and 3"):
-        policies.policy("lru", **(given | {"cache_slots": 3}))
+        policies.policy("lru", **wrong)
     with pytest.raises(ValueError, match="must be made for the experiment's"):
         helpers.make_experiment(
             made=[policies.policy("lru", **given)], size_bytes=[1, 2, 2], capacity_bytes=5
@@ -180,8 +182,11 @@ def assert_bitwise_equal(got: lanes.Results, expected: lanes.Results) -> None:
 
 @pytest.mark.parametrize("slots", [0, 1, 3, 7])
 def test_equal_sizes_give_bitwise_the_results_of_slots(slots, monkeypatch):
-    base = {"environment": "sticky", "horizon": 1000, "dtype": np.float32}
-    equal = {"size_bytes": [20_185_616] * 7, "capacity_bytes": slots * 20_185_616 + 5}
+    base: dict[str, Any] = {"environment": "sticky", "horizon": 1000, "dtype": np.float32}
+    equal: dict[str, Any] = {
+        "size_bytes": [20_185_616] * 7,
+        "capacity_bytes": slots * 20_185_616 + 5,
+    }
     if slots == 7:
         equal["capacity_bytes"] = 10**12
     names = (*NAMED, *(policies.SLOTS_ONLY if slots == 3 else ()))

@@ -82,6 +82,29 @@ def _kinds() -> dict[str, type]:
 KINDS: dict[str, type] = _kinds()
 
 
+def hashed(config: RunConfig) -> dict[str, Any]:
+    """The options of a configuration that its spec's hash covers."""
+    found = {option: getattr(config, option) for option in KINDS}
+    return {
+        option: value for option, value in found.items() if value is not None or option not in LATER
+    }
+
+
+def slots_unless_bytes(places: dict[str, str]) -> dict[str, Any]:
+    """The default of `slots`, where neither it nor `capacity_bytes` is set.
+
+    Args:
+      places: where the spec sets each option that it sets.
+
+    Raises:
+      SpecError: if it sets both.
+    """
+    both = [places[option] for option in ("slots", "capacity_bytes") if option in places]
+    if len(both) == 2:
+        raise SpecError(f"{both[0]} and {both[1]} exclude each other; keep one.")
+    return {} if both else {"slots": options.DEFAULT_SLOTS}
+
+
 def column(option: str) -> str:
     """The column of the results that holds an option."""
     return COLUMNS.get(option, option)

@@ -92,10 +92,7 @@ class Spec:
         head = {"schema": SCHEMA, "padding": self.padding, "columns": columns}
         digest = hashlib.sha256(_canonical(head))
         for configuration in self.configurations:
-            resolved = {option: getattr(configuration.config, option) for option in grid.KINDS}
-            for option in grid.LATER:
-                if resolved[option] is None:
-                    del resolved[option]
+            resolved = grid.hashed(configuration.config)
             if resolved["paging"] is not None:
                 # Where the folder lies does not matter, what the file holds does.
                 written = configuration.values.get("paging", self.fixed.get("paging"))
@@ -311,12 +308,7 @@ def _grid(document: _Document) -> tuple[dict[str, Any], list[list[Axis]]]:
         if not places[option].startswith("[fixed]") or option == "policies":
             del fixed[option]
     fixed.pop("policies", None)
-    if {"slots", "capacity_bytes"} <= set(places):
-        raise SpecError(
-            f"{places['slots']} and {places['capacity_bytes']} exclude each other; keep one."
-        )
-    if not {"slots", "capacity_bytes"} & set(places):
-        fixed["slots"] = options.DEFAULT_SLOTS
+    fixed |= grid.slots_unless_bytes(places)
     if not {"costs", "paging"} & set(places):
         fixed["costs"] = options.MEASURED_COSTS
     groups.sort(key=lambda group: any(axis.option == "policies" for axis in group))
