@@ -6,12 +6,12 @@ lane reads `N d^2` of them.
 
 import numpy as np
 
-from polar_jax import cache_search, environments, replanning
+from polar_jax import cache_search, draws, replanning
 from polar_jax.lane_calls import Experiment, Shape
 from polar_jax.policies import Policy, Problem
 
 # Rounds per compiled call: whole blocks, and short enough to answer Ctrl-C at once.
-MAX_ROUNDS = 4 * environments.BLOCK
+MAX_ROUNDS = 4 * draws.BLOCK
 # Work of all lanes of a device that one call may hold: about a second.
 _CALL_WORK = {"cpu": 1e10}
 _CALL_WORK_ACCELERATOR = 1e13
@@ -75,7 +75,7 @@ def chunk_rounds(experiment: Experiment, tile: int, platform: str) -> int:
     """
     budget = _CALL_WORK.get(platform, _CALL_WORK_ACCELERATOR) / tile
     rounds = MAX_ROUNDS
-    while rounds > environments.BLOCK and budget < max(
+    while rounds > draws.BLOCK and budget < max(
         _call_work(policy, experiment.compiled_shape, rounds) for policy in experiment.policies
     ):
         rounds //= 2

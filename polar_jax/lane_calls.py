@@ -17,12 +17,14 @@ from polar_jax import (
     cache_search,
     capacity,
     checks,
+    draws,
     environments,
     epochs,
     metrics,
     oracles,
     paging,
     replanning,
+    replay_streams,
     simulate,
 )
 from polar_jax.policies import Policy, Problem
@@ -30,6 +32,7 @@ from polar_jax.types import ChunkClock, Decisions, Environment, LaneInputs, Lane
 
 # Uses of a seed's key beside the environment's own streams, which count from 0.
 _ORACLE_STREAM, _COST_STREAM = 1_001, 1_002
+_SCHEDULE = tuple(field.name for field in dataclasses.fields(epochs.Schedule))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Experiment:
     Attributes:
       problem: sizes.
       environment: the request stream.
-      environment_params: its constants.
+      environment_params: its constants, and the data that it replays.
       costs: paging costs.
       policies: the policies, run on the same requests.
       seeds: the seeds; each gives one lane per policy.
@@ -81,7 +84,7 @@ class Experiment:
 
     problem: Problem
     environment: Environment
-    environment_params: environments.EnvironmentParams
+    environment_params: environments.EnvironmentParams | replay_streams.ReplayParams
     costs: Costs
     policies: Sequence[Policy]
     seeds: Sequence[int]
@@ -99,6 +102,7 @@ class Experiment:
         own = Shape(self.problem.num_adapters, self.problem.context_dim)
         if any(room < size for room, size in zip(self.compiled_shape, own, strict=True)):
             raise ValueError(f"shape must be at least the problem's {own}, got {self.shape}.")
+        replay_streams.check_sizes(self.environment_params, own.num_adapters, own.context_dim)
         epochs.curve_rounds(self.problem.horizon, self.shorter_horizons)
         if not self.policies:
             raise ValueError("policies must name at least one policy, got none.")
@@ -201,6 +205,29 @@ def cost_arrays(
     }
 
 
+def kinship(experiment: Experiment) -> Any:
+    """What experiments must have in common to run side by side; hashable."""
+    policies = tuple(
+        (one.rule, *(getattr(one.schedule, part).tobytes() for part in _SCHEDULE))
+        for one in experiment.policies
+    )
+    samples = cost_arrays(experiment.costs, *adapter_counts(experiment), np.float32)
+    return (
+        experiment.problem,
+        experiment.environment,
+        experiment.compiled_shape,
+        np.dtype(experiment.dtype),
+        experiment.shorter_horizons,
+        policies,
+        samples["samples_ms"].shape,
+    )
+
+
+def adapter_counts(experiment: Experiment) -> tuple[int, int]:
+    """Adapters of an experiment, and those that its programs are compiled for."""
+    return experiment.problem.num_adapters, experiment.compiled_shape.num_adapters
+
+
 def setup(
     env: Environment,
     shape: Shape,
@@ -210,8 +237,10 @@ def setup(
     params: Any,
     costs: dict[str, Array],
     own: Sizes,
+    data: Any,
 ) -> Setup:
     """Draws the environment instance and the costs of one seed."""
+    params = replay_streams.joined(params, data)
     key = stream_key(base_seed, seed)
     active = jnp.arange(shape.num_adapters, dtype=jnp.int32) < own.num_adapters
     features = jnp.arange(shape.context_dim, dtype=jnp.int32) < own.context_dim
@@ -229,9 +258,11 @@ def draw(
     instance: Any,
     params: Any,
     first_block: Array,
+    data: Any,
 ) -> Rounds:
     """The `num_rounds` rounds of a chunk, whole blocks, cast to the run's dtype."""
-    blocks = first_block + jnp.arange(num_rounds // environments.BLOCK, dtype=jnp.int32)
+    params = replay_streams.joined(params, data)
+    blocks = first_block + jnp.arange(num_rounds // draws.BLOCK, dtype=jnp.int32)
     drawn = jax.vmap(lambda block: env.rounds(key, params, instance, block))(blocks)
     rounds: Rounds = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), drawn)
     unread = {
@@ -243,12 +274,15 @@ def draw(
         name: jnp.zeros_like(getattr(rounds, name)) for name, read in unread.items() if not read
     }
     # Drawn in float32 whatever the dtype: JAX draws other numbers in float64.
-    return rounds._replace(
-        context=rounds.context.astype(dtype),
-        utility=rounds.utility.astype(dtype),
-        noise=rounds.noise.astype(dtype),
-        **blanks,
-    )
+    floats = ("context", "utility", "noise", "benchmark", "arrival_gap")
+    given = {name: getattr(rounds, name) for name in floats}
+    cast = {name: one.astype(dtype) for name, one in given.items() if one is not None}
+    return rounds._replace(**cast, **blanks)
+
+
+def known(rounds: Rounds) -> Array:
+    """`[..., N]` what perfect routing knows of the rounds: `C*` is chosen on it."""
+    return rounds.utility if rounds.benchmark is None else rounds.benchmark
 
 
 def oracle_rounds(env: Environment, horizon: int) -> np.ndarray:
@@ -366,7 +400,8 @@ def advance(
     """One chunk of one lane: decisions, then their figures summed over curve intervals."""
     lane = simulate.Lane(policy.rule, data.params, inputs, data.quotas, subsets, env.binary_reward)
     state, decisions = simulate.run_chunk(lane, state, rounds, clock)
-    parts = metrics.round_parts(rounds, decisions, inputs, oracle_set)
+    parts, backlog = metrics.round_parts(rounds, decisions, inputs, oracle_set, state.backlog_ms)
+    state = state.replace(backlog_ms=backlog)
     sums = metrics.interval_sums(
         parts, jnp.asarray(clock.interval), num_intervals=epochs.NUM_INTERVALS
     )

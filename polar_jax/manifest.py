@@ -47,7 +47,7 @@ def build(
         "problem": _problem(experiment),
         "policies": [policy.name for policy in experiment.policies],
         "policy_settings": dataclasses.asdict(configured.settings),
-        "environment": _environment(experiment),
+        "environment": _environment(experiment) | configured.replay,
         "paging": _paging(experiment, configured.paging_origin),
         "seeds": [int(seed) for seed in experiment.seeds],
         "base_seed": experiment.base_seed,
@@ -109,6 +109,7 @@ def _environment(experiment: Experiment) -> dict[str, Any]:
         **{
             field.name: float(str(getattr(params, field.name)))
             for field in dataclasses.fields(params)
+            if field.name != "data"
         },
     }
 

@@ -16,7 +16,7 @@ from polar_jax import (
     capacity,
     checks,
     controllers,
-    environments,
+    draws,
     epochs,
     eviction,
     experts,
@@ -76,7 +76,7 @@ class Settings:
     search: str = "greedy"
     search_plus: str = "exact"
     sample: str = "recent"
-    window: int = environments.RESERVOIR_SLOTS
+    window: int = draws.RESERVOIR_SLOTS
     quota_scale: float = 1.0
     value_half_life: float = 100.0
     margin: float = 0.2
@@ -112,9 +112,9 @@ class Settings:
         checks.one_of("beta", self.beta, routers.BETAS)
         checks.one_of("sample", self.sample, ("recent", "reservoir"))
         checks.between("window", self.window, 1, checks.MAX_WINDOW, whole=True)
-        if self.sample == "reservoir" and self.window != environments.RESERVOIR_SLOTS:
+        if self.sample == "reservoir" and self.window != draws.RESERVOIR_SLOTS:
             raise ValueError(
-                f"a reservoir has window = {environments.RESERVOIR_SLOTS}, got {self.window}."
+                f"a reservoir has window = {draws.RESERVOIR_SLOTS}, got {self.window}."
             )
         for label in ("search", "search_plus"):
             checks.one_of(label, getattr(self, label), replanning.SEARCHES)
@@ -190,7 +190,7 @@ def _compose(
             router=router or routers.linucb(beta=settings.beta),
             controller=controller,
             sample=settings.sample if replans else "recent",
-            window=settings.window if replans else environments.RESERVOIR_SLOTS,
+            window=settings.window if replans else draws.RESERVOIR_SLOTS,
         ),
         params=PolicyParams(
             router=_router_params(settings, cost_weight=cost_weight),

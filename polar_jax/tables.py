@@ -25,6 +25,7 @@ FIGURES = (
     "hit_rate",
     "paging_ms_per_request",
     "switching_ms_per_request",
+    "waiting_ms_per_request",
     "page_ins",
     "loads",
 )
@@ -60,6 +61,7 @@ def figures(result: PolicyResult, horizon: int) -> dict[str, np.ndarray]:
         "hit_rate": 1.0 - totals["page_ins"] / horizon,
         "paging_ms_per_request": totals["paging_ms"] / horizon,
         "switching_ms_per_request": totals["switching_ms"] / horizon,
+        "waiting_ms_per_request": totals["waiting_ms"] / horizon,
     }
     return {name: derived[name] if name in derived else totals[name] for name in FIGURES}
 

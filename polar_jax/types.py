@@ -35,6 +35,8 @@ class Rounds(NamedTuple):
     latency_uniform: Array  # [n] float32 in [0, 1), picks the measured latency
     reservoir_slot: Array  # [n] int32, slot of the uniform reservoir, -1 for none
     policy_bits: Array  # [n, 2] uint32, for policies that randomise
+    benchmark: Array | None = None  # [n, N] float, what perfect routing knows; utility where None
+    arrival_gap: Array | None = None  # [n] float, ms since the arrival before; None: not timed
 
 
 class RouterState(flax.struct.PyTreeNode):
@@ -67,7 +69,7 @@ class RouteInputs(NamedTuple):
     """One round as a router sees it."""
 
     context: Array  # [d]
-    utility: Array  # [N], read by the perfect router alone
+    utility: Array  # [N], what perfect routing knows, read by the perfect router alone
     policy_bits: Array  # [2] uint32
     resident: Array  # [N] bool
     paging_cost: Array  # [N], units of utility
@@ -186,6 +188,7 @@ class LaneState(flax.struct.PyTreeNode):
     resident: Array  # [N] bool, the set for the next round
     pending_loads: Array  # [N] bool, loads of a replan, booked to the next round
     sample: Array  # [W, d], recent contexts or the reservoir, as the rule says
+    backlog_ms: Array  # [], loads under way when the last request was served, timed streams
 
 
 class Decisions(NamedTuple):
@@ -228,3 +231,4 @@ class Environment(NamedTuple):
     independent: bool  # contexts are independent draws: no hindsight in the oracle
     num_clusters: int
     num_segments: int
+    source: str = ""  # digest of the data that it replays, "" where it is synthetic

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polar_jax import config, environments, policies, routers
+from polar_jax import config, draws, environments, policies, replay_streams, routers
 from polar_jax.config import RunConfig
+from polar_jax.io import arrivals, replay_files
 from polar_jax.sweep import grid, spec
 
 quick = settings(derandomize=True, deadline=None, max_examples=60)
@@ -56,8 +57,12 @@ def axis(text: str) -> tuple[object, ...]:
 def test_the_names_checked_without_jax_are_the_engines() -> None:
     assert config.POLICIES == policies.NAMES
     assert config.ENVIRONMENTS == environments.NAMES
+    assert config.ORDERS == replay_streams.ORDERS
+    assert config.BENCHMARKS == replay_streams.BENCHMARKS
+    assert config.TRACES == arrivals.TRACES
+    assert config.REPLAY_SUFFIXES == replay_files.SUFFIXES
     assert tuple(routers.BETAS) == config.BETAS
-    assert config.MAX_STAY == environments.MAX_STAY
+    assert config.MAX_STAY == draws.MAX_STAY
     assert set(config.DEFAULT_POLICIES) <= set(config.POLICIES)
 
 
@@ -139,6 +144,8 @@ def test_an_empty_file_is_the_defaults_of_a_run() -> None:
         policies=(config.DEFAULT_POLICIES[0],),
         costs=config.MEASURED_COSTS,
         slots=config.DEFAULT_SLOTS,
+        adapters=config.DEFAULT_ADAPTERS,
+        context_dim=config.DEFAULT_CONTEXT_DIM,
     )
     assert "policies" not in found.fixed
     assert found.fixed["costs"] == config.MEASURED_COSTS
@@ -307,8 +314,9 @@ def test_every_option_that_decides_rows_is_hashed() -> None:
         **{"price_per_ms": 1, "alpha": 1, "ridge": 2, "noise": 1, "epoch_length": 5, "window": 9},
         **{"switching_term": False, "beta": "theory", "capacity_bytes": 4},
     }
+    of_replays = {"order", "arrivals", "missing", "benchmark"}  # See test_replay_sweeps.
     # A file's hash, and sizes that need a capacity, have tests of their own.
-    assert {*changed, "paging", "size_bytes"} == set(grid.KINDS)
+    assert {*changed, "paging", "size_bytes", *of_replays} == set(grid.KINDS)
     first = {option: "" if option == "policies" else 'policies = "lru"\n' for option in changed}
     hashes = {
         parsed(f"[fixed]\n{first[option]}{option} = {json.dumps(value)}").spec_hash
@@ -326,7 +334,14 @@ def test_the_hash_is_sha256_of_the_axes_columns_and_of_every_option_as_json() ->
                 for option in grid.KINDS
                 if option not in grid.LATER
             },
-            **{"policies": ["lru"], "seeds": 2, "slots": slots, "costs": "qwen2.5-7b"},
+            **{
+                "adapters": 15,
+                "context_dim": 8,
+                "policies": ["lru"],
+                "seeds": 2,
+                "slots": slots,
+                "costs": "qwen2.5-7b",
+            },
         }
         for slots in (1, 2)
     ]
@@ -353,7 +368,7 @@ def test_a_manifest_gets_every_field_in_plain_values() -> None:
     assert (told["num_configurations"], told["num_lanes"], told["seeds"]) == (18, 54, 3)
     assert (told["spec_text"], told["spec_hash"]) == (EXAMPLE, found.spec_hash)
     axes = {grid.option_of(one.name) for one in found.axes}
-    unset = {"paging", "segments", "epoch_length", *grid.LATER}
+    unset = {"paging", "segments", "epoch_length", "order", "arrivals", "missing", *grid.LATER}
     assert set(told["fixed"]) == set(grid.KINDS) - axes - unset
 
 

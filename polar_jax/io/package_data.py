@@ -5,10 +5,13 @@ import importlib.resources
 
 import numpy as np
 
-from polar_jax import paging
+from polar_jax import paging, replays
+from polar_jax.io.replay_files import read_replay
 
 RANKS = (8, 16, 32)
+REAL_ORIGIN = "15 LoRA adapters of a MiniLM encoder, measured on CLINC150 (docs/real_adapters.md)"
 _FILE = "qwen2_5_7b_paging.csv"
+_REAL_FILE = "clinc150_adapters.npz"
 # Prime to the number of CPU-to-GPU loads of every rank (300, 200, 100), so that stepping
 # by it visits each of them once, and far from 1, so that loads that were measured side by
 # side in one run are not paired.
@@ -63,3 +66,17 @@ def _page_ins(disk: np.ndarray, memory: np.ndarray) -> np.ndarray:
     """Pairs `[D]` disk loads with `[M]` CPU-to-GPU loads into `[M]` page-ins; D divides M."""
     steps = np.arange(memory.size)
     return disk[steps % disk.size] + memory[(_OFFSET + _STRIDE * steps) % memory.size]
+
+
+def real_adapters(*, missing: float | str | None = None) -> replays.Replay:
+    """Fifteen real LoRA adapters on the 4,500 test prompts of CLINC150; `docs/real_adapters.md`.
+
+    Contexts are the prompts' domain probabilities, utilities each adapter's probability of
+    the right answer, domains the ten of CLINC150. Made from CLINC150 (CC-BY-3.0).
+
+    Args:
+      missing: unread, as none is missing.
+    """
+    file = importlib.resources.files("polar_jax") / "data" / _REAL_FILE
+    with importlib.resources.as_file(file) as path:
+        return read_replay(path, missing=missing)

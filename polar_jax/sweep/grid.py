@@ -30,9 +30,10 @@ ON_COMMAND_LINE = ("out", "overwrite", "devices", "quiet")
 MAX_VALUES = 100_000
 _OPTION_OF: dict[str, str] = {column: option for option, column in COLUMNS.items()}
 _NAMES = {
-    "environment": options.ENVIRONMENTS,
     "beta": options.BETAS,
     "policies": options.POLICIES,
+    "order": options.ORDERS,
+    "benchmark": options.BENCHMARKS,
 }
 _WORDS = {
     int: "a whole number",
@@ -197,6 +198,8 @@ def typed(label: str, option: str, value: Any) -> Any:
     if kind in (str, pathlib.Path, tuple) and isinstance(value, str):
         if option in _NAMES:
             checks.one_of(label, value, _NAMES[option])
+        if option == "environment" and not options.is_replay(value):
+            checks.one_of(label, value, (*options.ENVIRONMENTS, options.REAL))
         return value
     raise SpecError(f"{label} must be {_WORDS[kind]}; got {shown(value)}.")
 
