@@ -8,7 +8,7 @@ import numpy as np
 
 from polar_jax import cache_search, draws, replanning
 from polar_jax.lane_calls import Experiment, Shape
-from polar_jax.policies import Policy
+from polar_jax.policies import Policy, Problem
 
 # Rounds per compiled call: whole blocks, and short enough to answer Ctrl-C at once.
 MAX_ROUNDS = 4 * draws.BLOCK
@@ -32,9 +32,25 @@ def replan_work(policy: Policy, shape: Shape) -> float:
     work = _REFRESH * n * d**3
     if controller.optimistic:
         work += policy.rule.window * _WIDTHS * n * d**2
+    held = problem.differing
+    if held is not None and controller.search:
+        return work + policy.rule.window * _sized_search_work(controller.search, n, problem)
     return work + policy.rule.window * _search_work(
         controller.search, n, problem.num_adapters, problem.cache_slots
     )
+
+
+def _sized_search_work(search: str, padded: int, problem: Problem) -> float:
+    """`_search_work` where adapters differ in size: greedy begins twice, moves thrice."""
+    greedy = 2.0 * _GAIN * padded * problem.cache_slots
+    if search not in ("exact", "local_search"):
+        return greedy
+    table = None
+    if search == "exact" and problem.differing is not None:
+        table = replanning.controller_fitting_sets(problem.differing, padded)
+    if table is not None and table.complete:
+        return _MEMBER * float(table.num_subsets) * float(table.num_members)
+    return greedy + 3.0 * _PAIR * padded**2
 
 
 def _search_work(search: str, padded: int, num_adapters: int, cache_slots: int) -> float:

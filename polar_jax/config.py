@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from polar_jax import checks
+from polar_jax import bytesizes, checks
 
 DEFAULT_POLICIES = (
     "polar",
@@ -58,6 +58,7 @@ BETAS = ("constant", "theory")
 MAX_STAY = 0.9
 MEASURED_COSTS = "qwen2.5-7b"
 MEASURED_TIERS = ("disk+memory", "memory", "disk", "cold", "remote")
+DEFAULT_SLOTS = 4
 # Beyond these, float32 sums of utilities of size 1 stop meaning anything.
 MAX_COST = 1e6
 MAX_CONSTANT = 1e6
@@ -72,6 +73,17 @@ def _arg(metavar: str, default: str) -> object:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
+def _bytes() -> object:
+    """How a number of bytes is read and shown."""
+    return tyro.constructors.PrimitiveConstructorSpec[int | None](
+        nargs=1,
+        metavar="BYTES",
+        instance_from_str=lambda words: bytesizes.parse("the number", words[0], least=0),
+        is_instance=lambda value: value is None or isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Run caching and routing policies on one stream of requests and report who wins.
@@ -82,6 +94,9 @@ class RunConfig:
     Attributes:
       adapters: LoRA adapters in the library (N), at least 1; not with a replay, which has its own.
       slots: adapters that fit in fast memory (K), in [0, N].
+      capacity_bytes: fast memory in bytes, in place of --slots: 200e6, 200MB or 64MiB. Adapters
+        then have the sizes of --size-bytes, or of the column size_bytes of --paging.
+      size_bytes: the size of each adapter in bytes, separated by commas, as 8MiB,16MiB,32MiB.
       context_dim: features of a request's context (d), at least 1; not with a replay.
       horizon: requests per simulation (T), at least 1.
       seeds: simulations per policy, each on a stream of its own, at least 1; intervals
@@ -143,7 +158,9 @@ class RunConfig:
     """
 
     adapters: Annotated[int | None, _arg("INT", f"{DEFAULT_ADAPTERS}")] = None
-    slots: int = 4
+    slots: Annotated[int | None, _arg("INT", "4 without --capacity-bytes")] = None
+    capacity_bytes: Annotated[int | None, _bytes(), _arg("BYTES", "none: slots")] = None
+    size_bytes: Annotated[str | None, _arg("BYTES,...", "those of --paging")] = None
     context_dim: Annotated[int | None, _arg("INT", f"{DEFAULT_CONTEXT_DIM}")] = None
     horizon: int = 20_000
     seeds: int = 64
@@ -288,6 +305,56 @@ def sizes(config: RunConfig) -> tuple[int, int]:
     return adapters, features
 
 
+def num_slots(config: RunConfig) -> int | None:
+    """`K`, or None where a capacity in bytes stands in its place."""
+    if config.capacity_bytes is not None:
+        return None
+    return DEFAULT_SLOTS if config.slots is None else config.slots
+
+
+def adapter_sizes(config: RunConfig) -> tuple[int, ...] | None:
+    """The sizes of `--size-bytes`, in bytes, or None where there are none.
+
+    Raises:
+      ValueError: for sizes that cannot be read, that nothing limits, or that are not one per
+        adapter.
+    """
+    if config.size_bytes is None:
+        return None
+    if config.capacity_bytes is None:
+        raise ValueError(
+            f"--size-bytes needs --capacity-bytes, got --size-bytes {config.size_bytes!r} alone."
+        )
+    words, adapters = config.size_bytes.split(","), sizes(config)[0]
+    if len(words) != adapters:
+        lacking = f"; adapter {len(words) + 1} has none" if len(words) < adapters else ""
+        raise ValueError(
+            f"--size-bytes must hold the size of each of {adapters} adapters, got "
+            f"{len(words)}{lacking}."
+        )
+    return tuple(
+        bytesizes.parse(f"--size-bytes of adapter {i}", word, least=1)
+        for i, word in enumerate(words, 1)
+    )
+
+
+def _check_memory(config: RunConfig) -> None:
+    if config.slots is not None and config.capacity_bytes is not None:
+        raise ValueError(
+            f"--slots and --capacity-bytes exclude each other, got --slots {config.slots} and "
+            f"--capacity-bytes {config.capacity_bytes}."
+        )
+    slots, adapters = num_slots(config), sizes(config)[0]
+    if slots is not None and not 0 <= slots <= adapters:
+        raise ValueError(
+            f"--slots must be a whole number in [0, {adapters}], the number of adapters; got "
+            f"{slots}."
+        )
+    if config.capacity_bytes is not None:
+        checks.between("--capacity-bytes", config.capacity_bytes, 0, checks.MAX_BYTES, whole=True)
+    adapter_sizes(config)
+
+
 def check_numbers(config: RunConfig) -> None:
     """Checks every number whose range does not depend on data.
 
@@ -307,11 +374,7 @@ def check_numbers(config: RunConfig) -> None:
         checks.between("--devices", config.devices, 1, MAX_DEVICES, whole=True)
     checks.at_least("--seed", config.seed, 0)
     adapters, features = sizes(config)
-    if not 0 <= config.slots <= adapters:
-        raise ValueError(
-            f"--slots must be a whole number in [0, {adapters}], the number of adapters; got "
-            f"{config.slots}."
-        )
+    _check_memory(config)
     for option in ("zipf", "spread", "theta_spread", "price_per_ms", "alpha", "noise"):
         checks.between(_flag(option), getattr(config, option), 0.0, MAX_CONSTANT)
     checks.between("--ridge", config.ridge, checks.MIN_RIDGE, MAX_CONSTANT)

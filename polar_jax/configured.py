@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polar_jax import config as options
-from polar_jax import environments, io, lanes, paging, policies, replay_streams, replays
+from polar_jax import environments, io, lanes, paging, policies, problems, replay_streams, replays
 from polar_jax.config import RunConfig
 from polar_jax.types import Environment
 
@@ -72,11 +72,11 @@ def configure(config: RunConfig) -> Configured:
         config = _sized(config)
     options.check_numbers(config)
     adapters, features = options.sizes(config)
-    problem = policies.Problem(adapters, config.slots, features, config.horizon)
     names = options.policy_names(config, policies.NAMES)
     stream = _replayed(config) if options.is_replay(config.environment) else _synthetic(config)
     settings = policy_settings(config, sigma=stream.sigma)
     costs, origin = _costs(config, adapters)
+    problem = _problem(config, adapters, features, costs.table)
     experiment = lanes.Experiment(
         problem=problem,
         environment=stream.environment,
@@ -195,6 +195,27 @@ def _replayed(config: RunConfig) -> _Stream:
     }
     # Bounded rewards are sub-Gaussian with half their range.
     return _Stream(env, params, (high - low) / 2, described)
+
+
+def _problem(
+    config: RunConfig, adapters: int, features: int, table: paging.PagingTable | None
+) -> problems.Problem:
+    """The sizes of the problem; adapters' own come from the options or the paging table."""
+    slots, capacity = options.num_slots(config), config.capacity_bytes
+    if slots is not None or capacity is None:
+        kept = options.DEFAULT_SLOTS if slots is None else slots
+        return problems.Problem(adapters, kept, features, config.horizon)
+    sizes = options.adapter_sizes(config)
+    if sizes is None and table is not None and table.size_bytes is not None:
+        sizes = tuple(table.size_bytes.tolist())
+    if sizes is None:
+        name = "1" if table is None else paging.show(table.adapters[0])
+        source = "with synthetic costs" if table is None else f"of {config.paging or 'the default'}"
+        raise ValueError(
+            f"--capacity-bytes needs the size of every adapter, and adapter {name} {source} has "
+            "none; give --size-bytes, or a column size_bytes in the file of --paging."
+        )
+    return problems.sized_problem(sizes, capacity, context_dim=features, horizon=config.horizon)
 
 
 def _costs(config: RunConfig, adapters: int) -> tuple[lanes.Costs, str]:

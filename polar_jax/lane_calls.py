@@ -15,6 +15,7 @@ from jax import Array
 
 from polar_jax import (
     cache_search,
+    capacity,
     checks,
     draws,
     environments,
@@ -146,11 +147,15 @@ class Sizes(NamedTuple):
     num_adapters: Any  # [] int32
     cache_slots: Any  # [] int32
     context_dim: Any  # [] int32
+    room: Any = None  # types.Room where adapters differ in size
 
 
-def sizes(problem: Problem) -> Sizes:
-    """The sizes of a problem, as host scalars."""
-    return Sizes(*(np.int32(size) for size in problem[:3]))
+def sizes(problem: Problem, shape: Shape, dtype: Any) -> Sizes:
+    """The sizes of a problem, as host arrays."""
+    held = problem.differing
+    room = None if held is None else capacity.room(held, shape.num_adapters, dtype)
+    own = problem.num_adapters, problem.cache_slots, problem.context_dim
+    return Sizes(*(np.int32(size) for size in own), room=room)
 
 
 def _lane_inputs(
@@ -169,12 +174,13 @@ def _lane_inputs(
         paging_cost=cost,
         switch_cost=cost,
         paging_ms=jnp.where(synthetic, cost / jnp.where(synthetic, price, 1.0), measured),
-        size=jnp.ones_like(cost),
+        size=jnp.ones_like(cost) if own.room is None else own.room.relative,
         cache_slots=own.cache_slots,
         active=active,
         num_features=own.context_dim,
         samples_ms=costs["samples_ms"],
         sample_count=costs["sample_count"],
+        room=own.room,
     )
 
 
@@ -309,9 +315,9 @@ def oracle(
     inputs: LaneInputs, sample: Array, weight: Array, table: cache_search.SubsetTable
 ) -> Array:
     """`[N]` the static oracle's set from the first of `sample`, with weights `[m]`."""
-    utility = sample[: oracles.ORACLE_CONTEXTS]
+    utility, slots = sample[: oracles.ORACLE_CONTEXTS], inputs.cache_slots
     return oracles.oracle_of(
-        utility, inputs.paging_cost, weight, inputs.active, inputs.cache_slots, table
+        utility, inputs.paging_cost, weight, inputs.active, slots, table, inputs.room
     )
 
 
@@ -319,6 +325,12 @@ def subset_tables(
     problem: Problem, shape: Shape
 ) -> tuple[cache_search.SubsetTable, cache_search.SubsetTable]:
     """Subsets that the oracle and the controllers enumerate."""
+    held = problem.differing
+    if held is not None:
+        return (
+            oracles.oracle_fitting_sets(held, shape.num_adapters),
+            replanning.controller_fitting_sets(held, shape.num_adapters),
+        )
     own = problem.num_adapters, problem.cache_slots
     return (
         oracles.oracle_subsets(*own, shape.num_adapters),
@@ -335,11 +347,17 @@ class PolicyData(NamedTuple):
     first: Any  # [N] bool, the set to start from otherwise
 
 
+# Sets that do not depend on how many adapters fit: whether they hold an adapter.
+_HELD = {"all": True, "none": False}
+
+
 def policy_data(policy: Policy, shape: Shape, dtype: Any) -> PolicyData:
     """A policy's constants in the run's dtype, and the set that it starts from."""
     problem = policy.problem
-    adapters = np.arange(shape.num_adapters)
-    most = {"all": problem.num_adapters, "none": 0}
+    first = np.zeros(shape.num_adapters, bool)
+    first[: problem.num_adapters] = problem.first_set()
+    if policy.first_set in _HELD:
+        first[: problem.num_adapters] = _HELD[policy.first_set]
     quotas = np.full(32, policy.quotas[-1], np.int32)  # a horizon below 2^31 has no more epochs
     quotas[: policy.quotas.size] = policy.quotas[:32]
 
@@ -350,7 +368,7 @@ def policy_data(policy: Policy, shape: Shape, dtype: Any) -> PolicyData:
         params=jax.tree.map(cast, policy.params),
         quotas=quotas,
         use_oracle=np.asarray(policy.first_set == "oracle"),
-        first=adapters < most.get(policy.first_set, problem.cache_slots),
+        first=first,
     )
 
 

@@ -164,7 +164,8 @@ class _Run:
         problem, shape = self.first.problem, self.first.compiled_shape
         tables = lane_calls.subset_tables(problem, shape)
         replayed = self._stream(self.first)[1]
-        return self.place.shared((lane_calls.sizes(problem), replayed, *tables))
+        sizes = lane_calls.sizes(problem, shape, self.first.dtype)
+        return self.place.shared((sizes, replayed, *tables))
 
     @property
     def _num_policies(self) -> int:
@@ -428,7 +429,9 @@ class _Run:
                 slice(int(bounds[cell]), int(bounds[cell + 1])),
                 names=[policy.name for policy in one.policies],
                 marks=epochs.curve_rounds(problem.horizon, one.shorter_horizons),
-                oracle_exact=oracles.oracle_is_exact(problem.num_adapters, problem.cache_slots),
+                oracle_exact=oracles.oracle_is_exact(
+                    problem.num_adapters, problem.cache_slots, problem.differing
+                ),
                 tile=self.tile,
                 num_devices=self.place.num_devices,
                 compile_seconds=compile_seconds,

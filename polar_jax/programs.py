@@ -328,6 +328,9 @@ def descriptions(experiment: Experiment, platform: str) -> list[tuple[Any, str]]
     samples = 0 if table is None else paging.draw_arrays(table)[0].shape[1]
     widths = [one.members.shape for one in lane_calls.subset_tables(experiment.problem, shape)]
     sizes = f"{shape.num_adapters} adapters, {shape.context_dim} features"
+    sized = experiment.problem.differing is not None
+    if sized:
+        sizes += ", of different size"
     chunk = chunks.chunk_rounds(experiment, tile_width(shape, platform), platform)
     short = "" if chunk == chunks.MAX_ROUNDS else f", {chunk} rounds a call"
     stream = f"{env.name} with {env.num_clusters} clusters"
@@ -336,10 +339,10 @@ def descriptions(experiment: Experiment, platform: str) -> list[tuple[Any, str]]
     needs = needs_of(experiment)
     drawn = "".join(f", {name}" for name, read in needs._asdict().items() if read)
     found: list[tuple[Any, str]] = [
-        (("setup", env, shape, samples), f"setup {stream}: {sizes}"),
+        (("setup", env, shape, samples, sized), f"setup {stream}: {sizes}"),
         (("draw", env, shape, needs, chunk), f"draw {stream}: {sizes}{drawn}{short}"),
         (("pick", shape, chunk), f"pick: {sizes}{short}"),
-        (("oracle", shape, samples, widths[0], chunk), f"oracle: {sizes}{short}"),
+        (("oracle", shape, samples, widths[0], chunk, sized), f"oracle: {sizes}{short}"),
     ]
     rewards = ", rewards of 0 and 1" if env.binary_reward else ""
     for policy in experiment.policies:
@@ -347,9 +350,18 @@ def descriptions(experiment: Experiment, platform: str) -> list[tuple[Any, str]]
         if policy.rule.window != draws.RESERVOIR_SLOTS:
             name += f" (window {policy.rule.window:,})"
         found += [
-            (("start", policy.rule, shape, samples), f"start {name}: {sizes}"),
+            (("start", policy.rule, shape, samples, sized), f"start {name}: {sizes}"),
             (
-                ("advance", policy.rule, env.binary_reward, shape, samples, widths[1], chunk),
+                (
+                    "advance",
+                    policy.rule,
+                    env.binary_reward,
+                    shape,
+                    samples,
+                    widths[1],
+                    chunk,
+                    sized,
+                ),
                 f"advance {name}: {sizes}{rewards}{short}",
             ),
         ]

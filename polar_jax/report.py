@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from polar_jax import figures, html, labels, summary
+from polar_jax import bytesizes, figures, html, labels, summary
 from polar_jax.statistics import Estimate
 from polar_jax.summary import Comparison, PolicySummary, number, with_error
 
@@ -60,9 +60,21 @@ def configuration(comparison: Comparison, manifest: dict[str, Any]) -> str:
     origin = f" of {source}" if source else ""
     seeds = "1 seed" if comparison.num_seeds == 1 else f"{comparison.num_seeds} seeds"
     return (
-        f"{problem['num_adapters']} adapters, {problem['cache_slots']} cache slots and "
+        f"{problem['num_adapters']} adapters{_memory(problem)} and "
         f"{problem['context_dim']} context features on {problem['horizon']:,} {environment} "
         f"requests{origin}, {seeds} per policy, paging costs {manifest['paging']['origin']}."
+    )
+
+
+def _memory(problem: dict[str, Any]) -> str:
+    """What limits the resident set, said after the adapters."""
+    if "capacity_bytes" not in problem:
+        return f", {problem['cache_slots']} cache slots"
+    sizes = sorted(problem["size_bytes"])
+    each = " to ".join(bytesizes.shown(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
+    return (
+        f" of {each}, {bytesizes.shown(problem['capacity_bytes'])} of fast memory (at most "
+        f"{problem['cache_slots']} at once)"
     )
 
 

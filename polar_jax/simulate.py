@@ -96,6 +96,7 @@ def _admit(
             active=lane.inputs.active,
             cache_slots=lane.inputs.cache_slots,
             policy_bits=policy_bits,
+            room=lane.inputs.room,
         ),
     )
 
@@ -264,6 +265,7 @@ def replan(
             policy_bits=policy_bits,
             active=lane.inputs.active,
             subsets=lane.subsets,
+            room=lane.inputs.room,
         ),
     )
     loads = resident & ~state.resident

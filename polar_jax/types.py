@@ -11,6 +11,17 @@ import flax.struct
 from jax import Array
 
 
+class Room(flax.struct.PyTreeNode):
+    """Fast memory that adapters of different size share; whole units, see `capacity.units`.
+
+    Problems with slots hold None in its place, so that their programs know nothing of sizes.
+    """
+
+    size: Array  # [N] int32, units; capacity + 1 where an adapter can never fit
+    capacity: Array  # [] int32, units
+    relative: Array  # [N] float, size over the smallest size
+
+
 class Rounds(NamedTuple):
     """Everything random about `n` consecutive rounds, drawn before they are decided.
 
@@ -86,6 +97,7 @@ class AdmitInputs(NamedTuple):
     active: Array  # [N] bool, False for adapters that only fill up a shape
     cache_slots: Array  # [] int32
     policy_bits: Array  # [2] uint32, the round's; see `controllers.own_key`
+    room: Room | None = None  # what limits the set where sizes differ, in place of the slots
 
 
 class Admission(NamedTuple):
@@ -109,6 +121,7 @@ class ReplanInputs(NamedTuple):
     policy_bits: Array  # [2] uint32, of the round just served
     active: Array  # [N] bool, False for adapters that only fill up a shape
     subsets: Any  # cache_search.SubsetTable, shared by all lanes
+    room: Room | None = None  # what limits the set where sizes differ, in place of the slots
 
 
 class Router(NamedTuple):
@@ -164,6 +177,7 @@ class LaneInputs(flax.struct.PyTreeNode):
     num_features: Array  # [] int32, features that do not fill up a shape
     samples_ms: Array  # [N, S] float32, measured latencies, S = 0 for none
     sample_count: Array  # [N] int32, how many of the S are measured
+    room: Room | None = None  # what limits the set where sizes differ, in place of the slots
 
 
 class LaneState(flax.struct.PyTreeNode):

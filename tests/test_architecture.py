@@ -15,8 +15,11 @@ FILES = sorted([*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "sweeps").rg
 # The engine by layer (docs/architecture.md); what is not named belongs to the command.
 LAYERS = {
     0: ("types", "checks"),
-    1: ("linalg", "draws", "epochs", "cache_value"),
-    2: ("cache_search", "environments", "paging", "replays", "replay_streams"),
+    1: ("linalg", "draws", "epochs", "cache_value", "capacity"),
+    2: (
+        *("cache_search", "sized_search", "environments", "paging", "problems"),
+        *("replays", "replay_streams"),
+    ),
     3: (
         *("routers", "controllers", "eviction", "experts", "online_submodular"),
         *("replanning", "oracles", "metrics"),

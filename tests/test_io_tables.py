@@ -162,7 +162,7 @@ BAD = [
     ("t.csv", "adapter,ms\na,-3\n", "line 2: ms must be .*got -3"),
     ("t.csv", "adapter,ms\n ,3\n", "line 2: adapter must be printable, non-empty text, got ' '"),
     ("t.csv", "adapter,ms,tier\na,3,\n", "line 2: tier must be"),
-    ("t.csv", "adapter,ms,bytes\na,3,0\n", r"line 2: bytes must be a whole .*got 0"),
+    ("t.csv", "adapter,ms,bytes\na,3,0\n", r"line 2: bytes of adapter 'a' must be a whole .*got 0"),
     ("t.csv", "adapter,ms,bytes\na,3,1\na,3,2\n", r"one size, got \[1, 2\] bytes"),
     ("t.csv", "adapter,ms\na\n", "line 2: must have 2 cells like the header, got 1"),
     ("t.csv", "adapter,ms\na,1,2\n", "line 2: must have 2 cells like the header, got 3"),

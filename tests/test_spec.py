@@ -145,6 +145,7 @@ def test_an_empty_file_is_the_defaults_of_a_run() -> None:
     assert found.configurations[0].config == RunConfig(
         policies=(config.DEFAULT_POLICIES[0],),
         costs=config.MEASURED_COSTS,
+        slots=config.DEFAULT_SLOTS,
         adapters=config.DEFAULT_ADAPTERS,
         context_dim=config.DEFAULT_CONTEXT_DIM,
     )
@@ -314,9 +315,11 @@ def test_every_option_that_decides_rows_is_hashed() -> None:
         **{"theta_spread": 1, "stay": 0.5, "segments": 2, "period": 3, "costs": "synthetic:1"},
         **{"price_per_ms": 1, "alpha": 1, "ridge": 2, "noise": 1, "epoch_length": 5, "window": 9},
         **{"switching_term": False, "beta": "theory", "tier": "cold"},
+        **{"capacity_bytes": 4},
     }
     of_replays = {"order", "arrivals", "missing", "benchmark"}  # See test_replay_sweeps.
-    assert {*changed, "paging", *of_replays} == set(grid.KINDS)
+    # A file's hash, and sizes that need a capacity, have tests of their own.
+    assert {*changed, "paging", "size_bytes", *of_replays} == set(grid.KINDS)
     first = {option: "" if option == "policies" else 'policies = "lru"\n' for option in changed}
     hashes = {
         parsed(f"[fixed]\n{first[option]}{option} = {json.dumps(value)}").spec_hash
@@ -380,10 +383,8 @@ def test_a_manifest_gets_every_field_in_plain_values() -> None:
     assert (told["num_configurations"], told["num_lanes"], told["seeds"]) == (18, 54, 3)
     assert (told["spec_text"], told["spec_hash"]) == (EXAMPLE, found.spec_hash)
     axes = {grid.option_of(one.name) for one in found.axes}
-    assert set(told["fixed"]) == set(grid.KINDS) - axes - {
-        *("paging", "segments", "epoch_length"),
-        *("order", "arrivals", "missing", "tier"),
-    }
+    unset = {"paging", "segments", "epoch_length", *grid.LATER} - {"benchmark"}
+    assert set(told["fixed"]) == set(grid.KINDS) - axes - unset
 
 
 def test_without_hints_the_manifest_says_so() -> None:

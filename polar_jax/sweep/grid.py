@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from polar_jax import checks
+from polar_jax import bytesizes, checks
 from polar_jax import config as options
 from polar_jax.config import RunConfig
 
@@ -24,7 +24,10 @@ COLUMNS = {
 }
 # Options younger than the first stored sweeps: left out of the hash where they have their
 # default, so that those sweeps can still be gone on with.
-LATER = ("order", "arrivals", "missing", "benchmark", "tier")
+LATER = (
+    *("order", "arrivals", "missing", "benchmark", "tier"),
+    *("capacity_bytes", "size_bytes"),
+)
 ON_COMMAND_LINE = ("out", "overwrite", "devices", "quiet")
 # Values of one axis; a grid is refused at this size anyway.
 MAX_VALUES = 100_000
@@ -81,6 +84,31 @@ def _kinds() -> dict[str, type]:
 
 
 KINDS: dict[str, type] = _kinds()
+
+
+def hashed(config: RunConfig) -> dict[str, Any]:
+    """The options of a configuration that its spec's hash covers."""
+    found = {option: getattr(config, option) for option in KINDS}
+    return {
+        option: value
+        for option, value in found.items()
+        if option not in LATER or value != getattr(RunConfig, option)
+    }
+
+
+def slots_unless_bytes(places: dict[str, str]) -> dict[str, Any]:
+    """The default of `slots`, where neither it nor `capacity_bytes` is set.
+
+    Args:
+      places: where the spec sets each option that it sets.
+
+    Raises:
+      SpecError: if it sets both.
+    """
+    both = [places[option] for option in ("slots", "capacity_bytes") if option in places]
+    if len(both) == 2:
+        raise SpecError(f"{both[0]} and {both[1]} exclude each other; keep one.")
+    return {} if both else {"slots": options.DEFAULT_SLOTS}
 
 
 def column(option: str) -> str:
@@ -160,6 +188,8 @@ def typed(label: str, option: str, value: Any) -> Any:
         false are no numbers.
       ValueError: for a name that is not known.
     """
+    if option == "capacity_bytes" and isinstance(value, str):
+        return bytesizes.parse(label, value, least=0)
     kind = KINDS[option]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     # The comparison refuses nan, infinities and whole numbers that no float can hold.

@@ -281,7 +281,8 @@ def _with_horizons(cells: list[Cell]) -> Iterable[Cell]:
         exp = cell.experiment
         alone = exp.environment.name not in ENDLESS_STREAMS
         constants = tuple(np.asarray(x).tobytes() for x in _numbers(exp))
-        key = exp.problem[:3], exp.environment, exp.base_seed, len(exp.seeds), constants
+        size = exp.problem._replace(horizon=0)
+        key = size, exp.environment, exp.base_seed, len(exp.seeds), constants
         groups.setdefault((key, exp.problem.horizon if alone else 0), []).append(cell)
     for group in groups.values():
         yield from _read_off(group) if len(group) > 1 else group

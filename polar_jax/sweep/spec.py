@@ -94,10 +94,7 @@ class Spec:
         head = {"schema": SCHEMA, "padding": self.padding, "columns": columns}
         digest = hashlib.sha256(_canonical(head))
         for configuration in self.configurations:
-            resolved = {option: getattr(configuration.config, option) for option in grid.KINDS}
-            for option in grid.LATER:
-                if resolved[option] == getattr(RunConfig, option):
-                    del resolved[option]
+            resolved = grid.hashed(configuration.config)
             for option in files.FILE_OPTIONS:
                 # Where the folder lies does not matter, what the file holds does.
                 written = configuration.values.get(option, self.fixed.get(option))
@@ -315,6 +312,7 @@ def _grid(document: _Document) -> tuple[dict[str, Any], list[list[Axis]]]:
         if not places[option].startswith("[fixed]") or option == "policies":
             del fixed[option]
     fixed.pop("policies", None)
+    fixed |= grid.slots_unless_bytes(places)
     if not {"costs", "paging"} & set(places):
         fixed["costs"] = options.MEASURED_COSTS
     groups.sort(key=lambda group: any(axis.option == "policies" for axis in group))
@@ -430,11 +428,11 @@ def _fill_sizes(fixed: dict[str, Any], configurations: Sequence[Configuration]) 
 
 def _check(config: RunConfig) -> None:
     """Raises for what `polar-jax run` would refuse before it reads any file."""
-    adapters = options.sizes(config)[0]
-    if config.slots > adapters >= 1:
+    slots, adapters = options.num_slots(config), options.sizes(config)[0]
+    if slots is not None and slots > adapters >= 1:
         raise SpecError(
             f"slots must be in [0, {adapters}], the number of adapters; got "
-            f'{config.slots}; the line filters = ["cache_slots <= num_adapters"] leaves such '
+            f'{slots}; the line filters = ["cache_slots <= num_adapters"] leaves such '
             "configurations out."
         )
     options.check_numbers(config)

@@ -25,6 +25,7 @@ READ_BY = {
 TITLES = {
     "num_adapters": "adapters N",
     "cache_slots": "cache slots K",
+    "capacity_bytes": "capacity in bytes",
     "context_dim": "context features d",
     "horizon": "requests T",
     "price_per_ms": "price per ms",
