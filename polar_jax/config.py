@@ -55,6 +55,7 @@ BENCHMARKS = ("auto", "utilities", "linear")
 TRACES = ("azure-2023-conv", "azure-2023-code")
 DEFAULT_ADAPTERS, DEFAULT_CONTEXT_DIM = 15, 8
 BETAS = ("constant", "theory")
+PRIORS = ("zero", "pooled")
 MAX_STAY = 0.9
 MEASURED_COSTS = "qwen2.5-7b"
 MEASURED_TIERS = ("disk+memory", "memory", "disk", "cold", "remote")
@@ -151,6 +152,8 @@ class RunConfig:
         a set chosen on few of them stays a little wrong for ever.
       switching_term: whether polar and polar_plus count the cost of loads when they replan.
       beta: confidence widths, constant (alpha) or theory (the proven schedule).
+      prior: what is expected of an adapter that was never tried: zero, or pooled, what all have
+        in common so far, which matters where utilities are not about 0 on average.
       out: folder for the results.
       overwrite: replace results that --out already holds.
       devices: devices to use, at least 1; no result depends on it.
@@ -189,6 +192,7 @@ class RunConfig:
     window: int = 512
     switching_term: bool = True
     beta: str = "constant"
+    prior: str = "zero"
     out: Annotated[pathlib.Path | None, _arg("DIR", "next free of results/run-001, ...")] = None
     overwrite: bool = False
     devices: Annotated[int | None, _arg("INT", "every core, or every accelerator")] = None

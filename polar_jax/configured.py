@@ -258,6 +258,7 @@ def policy_settings(config: RunConfig, *, sigma: float) -> policies.Settings:
         alpha=config.alpha,
         ridge=config.ridge,
         beta=config.beta,
+        prior=config.prior,
         sigma=sigma,
         epoch_length=config.epoch_length,
         window=config.window,

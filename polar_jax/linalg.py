@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from polar_jax.types import RouterState
+from polar_jax.types import PooledState, RouterState
 
 # GPUs and TPUs round matrix products to 10 or 8 bits of mantissa unless told otherwise;
 # widths are differences of such products.
@@ -45,7 +45,12 @@ def unpack(packed: Array, *, size: int) -> Array:
 
 
 def init_statistics(
-    ridge: Array | float, *, num_adapters: int, context_dim: int, dtype: Any
+    ridge: Array | float,
+    *,
+    num_adapters: int,
+    context_dim: int,
+    dtype: Any,
+    pooled: bool = False,
 ) -> RouterState:
     """Statistics of `num_adapters` adapters that were never chosen.
 
@@ -54,6 +59,7 @@ def init_statistics(
       num_adapters: `N`.
       context_dim: `d`.
       dtype: floating dtype of every statistic.
+      pooled: whether estimates start from what all adapters have in common.
 
     Returns:
       The state with `precision = ridge * I` and no pulls.
@@ -71,6 +77,7 @@ def init_statistics(
         reward_recent=vectors,
         theta_hat=vectors,
         pulls=jnp.zeros((num_adapters,), jnp.int32),
+        pooled=PooledState(eye[0] / scale, vectors[0], scale) if pooled else None,
     )
 
 
@@ -132,11 +139,75 @@ def rank_one_update(
     scaled = direction * jax.lax.rsqrt(growth)
     rows, columns, _ = packed_layout(context.shape[0])
     return state.replace(
+        pooled=_pooled_update(state.pooled, context, reward),
         precision_recent=state.precision_recent.at[adapter].add(context[rows] * context[columns]),
         precision_inv=state.precision_inv.at[adapter].add(-scaled[:, None] * scaled[None, :]),
         reward_recent=state.reward_recent.at[adapter].add(reward * context),
         theta_hat=state.theta_hat.at[adapter].add(surprise / growth * direction),
         pulls=state.pulls.at[adapter].add(1),
+    )
+
+
+def _pooled_update(pooled: PooledState | None, context: Array, reward: Array) -> PooledState | None:
+    """Adds one observation, whosesoever it is, to the common prior."""
+    if pooled is None:
+        return None
+    direction = jnp.dot(pooled.precision_inv, context, precision=HIGHEST)
+    growth = 1.0 + jnp.dot(direction, context, precision=HIGHEST)
+    surprise = reward - jnp.dot(pooled.theta, context, precision=HIGHEST)
+    scaled = direction * jax.lax.rsqrt(growth)
+    return pooled.replace(
+        precision_inv=pooled.precision_inv - scaled[:, None] * scaled[None, :],
+        theta=pooled.theta + surprise / growth * direction,
+    )
+
+
+def prior_means(state: RouterState, direction: Array, context: Array) -> Array | float:
+    """`[N]` what the common prior adds to the adapters' estimates on a context.
+
+    Ridge regression towards a prior `theta_0` is `V^-1 (b + ridge theta_0)`: the estimate
+    towards 0 plus `ridge V^-1 theta_0`.
+
+    Args:
+      state: statistics.
+      direction: `[N, d]` products `V_i^-1 x`.
+      context: `[d]`.
+    """
+    pooled = state.pooled
+    if pooled is None:
+        return 0.0
+    shrunk = jnp.einsum("ni,i->n", direction, pooled.theta, precision=HIGHEST)
+    # Untouched adapters share one number, as with widths, so that their ties stay ties.
+    untouched = jnp.dot(context, pooled.theta, precision=HIGHEST)
+    return jnp.where(state.pulls == 0, untouched, pooled.ridge * shrunk)
+
+
+def estimates(state: RouterState) -> Array:
+    """`[N, d]` estimates of theta, the common prior included."""
+    pooled = state.pooled
+    if pooled is None:
+        return state.theta_hat
+    shrunk = jnp.einsum("nij,j->ni", state.precision_inv, pooled.theta, precision=HIGHEST)
+    prior = jnp.where((state.pulls == 0)[:, None], pooled.theta[None, :], pooled.ridge * shrunk)
+    return state.theta_hat + prior
+
+
+def _pooled_refresh(
+    pooled: PooledState | None, precision: Array, reward_sum: Array
+) -> PooledState | None:
+    """The common prior from the adapters' sums, each of which holds one `ridge I`."""
+    if pooled is None:
+        return None
+    num_adapters, size = reward_sum.shape
+    eye = jnp.eye(size, dtype=precision.dtype)
+    whole = jnp.sum(precision, axis=0) - (num_adapters - 1) * pooled.ridge * eye
+    root = _inverse_of_lower(cholesky(whole[None]))[0]
+    inverse = jnp.einsum("ki,kj->ij", root, root, precision=HIGHEST)
+    theta = jnp.dot(inverse, jnp.sum(reward_sum, axis=0), precision=HIGHEST)
+    usable = jnp.all(jnp.isfinite(inverse))
+    return pooled.replace(
+        precision_inv=jnp.where(usable, inverse, pooled.precision_inv),
+        theta=jnp.where(usable, theta, pooled.theta),
     )
 
 
@@ -192,6 +263,7 @@ def refresh(state: RouterState) -> RouterState:
     theta_hat = jnp.einsum("nij,nj->ni", inverse, reward_sum, precision=HIGHEST)
     usable = jnp.all(jnp.isfinite(inverse), axis=(1, 2))
     return state.replace(
+        pooled=_pooled_refresh(state.pooled, precision, reward_sum),
         precision=precision,
         precision_recent=jnp.zeros_like(state.precision_recent),
         precision_inv=jnp.where(usable[:, None, None], inverse, state.precision_inv),

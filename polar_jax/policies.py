@@ -37,6 +37,8 @@ class Settings:
       alpha: confidence factor of the router, units of utility.
       ridge: regularisation, at least 1e-6.
       beta: "constant" (`alpha`) or "theory".
+      prior: what is expected of an adapter that was never tried: "zero", or "pooled", a ridge
+        regression over the rewards of all.
       sigma: sub-Gaussian constant of the noise, read by "theory".
       delta: failure probability, read by "theory".
       theta_bound: bound on the norm of every theta, read by "theory".
@@ -66,6 +68,7 @@ class Settings:
     alpha: float = 0.5
     ridge: float = 1.0
     beta: str = "constant"
+    prior: str = "zero"
     sigma: float = 0.1
     delta: float = 0.05
     theta_bound: float = 1.0
@@ -110,6 +113,7 @@ class Settings:
         if self.epoch_length is not None:
             checks.at_least("epoch_length", self.epoch_length, 1)
         checks.one_of("beta", self.beta, routers.BETAS)
+        checks.one_of("prior", self.prior, routers.PRIORS)
         checks.one_of("sample", self.sample, ("recent", "reservoir"))
         checks.between("window", self.window, 1, checks.MAX_WINDOW, whole=True)
         if self.sample == "reservoir" and self.window != draws.RESERVOIR_SLOTS:
@@ -187,7 +191,9 @@ def _compose(
         name=name,
         problem=problem,
         rule=Rule(
-            router=router or routers.linucb(beta=settings.beta),
+            router=(router or routers.linucb(beta=settings.beta))._replace(
+                pooled=settings.prior == "pooled"
+            ),
             controller=controller,
             sample=settings.sample if replans else "recent",
             window=settings.window if replans else draws.RESERVOIR_SLOTS,

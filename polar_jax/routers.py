@@ -52,6 +52,8 @@ def theory_beta(params: RouterParams, state: RouterState, inputs: RouteInputs) -
 
 
 BETAS = {"constant": constant_beta, "theory": theory_beta}
+# What is expected of an adapter that was never tried: nothing, or what all have in common.
+PRIORS = ("zero", "pooled")
 
 
 def _ucb_score(beta_of: Callable[..., Array]) -> Callable[..., Scores]:
@@ -60,6 +62,7 @@ def _ucb_score(beta_of: Callable[..., Array]) -> Callable[..., Scores]:
     def score(params: RouterParams, state: RouterState, inputs: RouteInputs) -> Scores:
         direction = linalg.directions(state, inputs.context)
         mean = jnp.einsum("ni,i->n", state.theta_hat, inputs.context, precision=linalg.HIGHEST)
+        mean = mean + linalg.prior_means(state, direction, inputs.context)
         # Adapters that only fill up a shape are worth less than any other.
         mean = jnp.where(inputs.active, mean, -jnp.inf)
         width = linalg.widths(direction, inputs.context, state.pulls, params.ridge)
@@ -225,11 +228,20 @@ def perfect() -> Router:
 
 
 def init(
-    params: RouterParams, *, num_adapters: int, context_dim: int, dtype: Any = jnp.float32
+    params: RouterParams,
+    *,
+    num_adapters: int,
+    context_dim: int,
+    dtype: Any = jnp.float32,
+    pooled: bool = False,
 ) -> RouterState:
-    """Statistics before the first request, for any router."""
+    """Statistics before the first request, for any router; `pooled` is the router's own."""
     return linalg.init_statistics(
-        params.ridge, num_adapters=num_adapters, context_dim=context_dim, dtype=dtype
+        params.ridge,
+        num_adapters=num_adapters,
+        context_dim=context_dim,
+        dtype=dtype,
+        pooled=pooled,
     )
 
 

@@ -53,7 +53,11 @@ def init_lane(lane: Lane, resident: Array, *, context_dim: int) -> LaneState:
     dtype = lane.inputs.paging_cost.dtype
     return LaneState(
         router=routers.init(
-            lane.params.router, num_adapters=num_adapters, context_dim=context_dim, dtype=dtype
+            lane.params.router,
+            num_adapters=num_adapters,
+            context_dim=context_dim,
+            dtype=dtype,
+            pooled=lane.rule.router.pooled,
         ),
         controller=lane.rule.controller.init(
             num_adapters=num_adapters, resident=resident, dtype=dtype
@@ -236,7 +240,8 @@ def replan(
     if search is None:
         return state
     router = state.router
-    mean = jnp.einsum("md,nd->mn", contexts, router.theta_hat, precision=linalg.HIGHEST)
+    theta = linalg.estimates(router)
+    mean = jnp.einsum("md,nd->mn", contexts, theta, precision=linalg.HIGHEST)
     mean = jnp.where(lane.inputs.active[None, :], mean, -jnp.inf)
     width = linalg.sample_widths(router, contexts, lane.params.router.ridge)
     one = RouteInputs(

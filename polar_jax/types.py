@@ -39,6 +39,14 @@ class Rounds(NamedTuple):
     arrival_gap: Array | None = None  # [n] float, ms since the arrival before; None: not timed
 
 
+class PooledState(flax.struct.PyTreeNode):
+    """One ridge regression over all adapters' rewards: what is expected of an unknown one."""
+
+    precision_inv: Array  # [d, d], (ridge*I + sum of all x x^T)^-1
+    theta: Array  # [d], ridge estimate
+    ridge: Array  # [], regularisation
+
+
 class RouterState(flax.struct.PyTreeNode):
     """Ridge statistics of every adapter, split so that float32 sums stay accurate.
 
@@ -53,6 +61,7 @@ class RouterState(flax.struct.PyTreeNode):
     reward_recent: Array  # [N, d], sum of r x since the last refresh
     theta_hat: Array  # [N, d], ridge estimate
     pulls: Array  # [N] int32, times chosen
+    pooled: PooledState | None = None  # the adapters' common prior; they start from 0 where None
 
 
 class Scores(flax.struct.PyTreeNode):
@@ -130,6 +139,7 @@ class Router(NamedTuple):
     score: Callable[[Any, RouterState, RouteInputs], Scores]
     select: Callable[[Any, RouterState, Scores, RouteInputs], Choice]
     randomised: bool = False  # whether it reads `policy_bits`
+    pooled: bool = False  # whether estimates start from what all adapters have in common
 
 
 class Controller(NamedTuple):

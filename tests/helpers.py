@@ -157,6 +157,7 @@ def reference_settings(settings: policies.Settings | None) -> ReferenceSettings:
         alpha=own.alpha,
         ridge=own.ridge,
         theory_beta=own.beta == "theory",
+        pooled_prior=own.prior == "pooled",
         sigma=own.sigma,
         delta=own.delta,
         theta_bound=own.theta_bound,

@@ -63,6 +63,7 @@ def test_the_names_checked_without_jax_are_the_engines() -> None:
     assert config.TRACES == arrivals.TRACES
     assert config.REPLAY_SUFFIXES == replay_files.SUFFIXES
     assert tuple(routers.BETAS) == config.BETAS
+    assert routers.PRIORS == config.PRIORS
     assert config.MAX_STAY == draws.MAX_STAY
     assert config.MEASURED_TIERS == package_data.TIERS
     assert set(config.DEFAULT_POLICIES) <= set(config.POLICIES)
@@ -315,7 +316,7 @@ def test_every_option_that_decides_rows_is_hashed() -> None:
         **{"theta_spread": 1, "stay": 0.5, "segments": 2, "period": 3, "costs": "synthetic:1"},
         **{"price_per_ms": 1, "alpha": 1, "ridge": 2, "noise": 1, "epoch_length": 5, "window": 9},
         **{"switching_term": False, "beta": "theory", "tier": "cold"},
-        **{"capacity_bytes": 4},
+        **{"capacity_bytes": 4, "prior": "pooled"},
     }
     of_replays = {"order", "arrivals", "missing", "benchmark"}  # See test_replay_sweeps.
     # A file's hash, and sizes that need a capacity, have tests of their own.
@@ -383,7 +384,7 @@ def test_a_manifest_gets_every_field_in_plain_values() -> None:
     assert (told["num_configurations"], told["num_lanes"], told["seeds"]) == (18, 54, 3)
     assert (told["spec_text"], told["spec_hash"]) == (EXAMPLE, found.spec_hash)
     axes = {grid.option_of(one.name) for one in found.axes}
-    unset = {"paging", "segments", "epoch_length", *grid.LATER} - {"benchmark"}
+    unset = {"paging", "segments", "epoch_length", *grid.LATER} - {"benchmark", "prior"}
     assert set(told["fixed"]) == set(grid.KINDS) - axes - unset
 
 

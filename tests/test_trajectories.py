@@ -111,6 +111,11 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = {
         {"sample": "reservoir", "search_plus": "local_search", "first_epoch": 32},
         {},
     ),
+    "a pooled prior": (
+        ("polar", "polar_plus", "polar_experts", "lru", "lin_ts"),
+        {"prior": "pooled", "ridge": 2.0, "first_epoch": 32},
+        {"environment": "bernoulli"},
+    ),
     "a short window": (("polar", "polar_plus"), {"window": 70, "first_epoch": 32}, {}),
     "a window longer than a chunk": (("polar_plus",), {"window": 1_500}, {"horizon": 3_000}),
     "no switching term": (("polar", "polar_plus"), {"switching_term": False}, {}),

@@ -44,6 +44,7 @@ _CHOICES = {
     "environment": (*options.ENVIRONMENTS, options.REAL),
     "order": options.ORDERS,
     "beta": options.BETAS,
+    "prior": options.PRIORS,
 }
 
 

@@ -26,7 +26,7 @@ COLUMNS = {
 # default, so that those sweeps can still be gone on with.
 LATER = (
     *("order", "arrivals", "missing", "benchmark", "tier"),
-    *("capacity_bytes", "size_bytes"),
+    *("capacity_bytes", "size_bytes", "prior"),
 )
 ON_COMMAND_LINE = ("out", "overwrite", "devices", "quiet")
 # Values of one axis; a grid is refused at this size anyway.
@@ -34,6 +34,7 @@ MAX_VALUES = 100_000
 _OPTION_OF: dict[str, str] = {column: option for option, column in COLUMNS.items()}
 _NAMES = {
     "beta": options.BETAS,
+    "prior": options.PRIORS,
     "policies": options.POLICIES,
     "order": options.ORDERS,
     "benchmark": options.BENCHMARKS,

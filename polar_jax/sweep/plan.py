@@ -32,7 +32,10 @@ from polar_jax.sweep import anytime, costs
 from polar_jax.sweep.spec import Configuration, Spec
 
 # Options of a policy alone: configurations that differ in nothing else share a cell.
-POLICY_OPTIONS = ("policies", "alpha", "ridge", "beta", "epoch_length", "window", "switching_term")
+POLICY_OPTIONS = (
+    *("policies", "alpha", "ridge", "beta", "prior"),
+    *("epoch_length", "window", "switching_term"),
+)
 # Streams that do not know the horizon: a longer run begins like a shorter one.
 ENDLESS_STREAMS = ("clustered", "isotropic", "bernoulli")
 SHARD_SECONDS = 300.0

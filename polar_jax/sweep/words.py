@@ -23,6 +23,7 @@ _TOLD = (
     "tier",
     "price_per_ms",
     "beta",
+    "prior",
 )
 
 

@@ -67,6 +67,7 @@ class ReferenceSettings:
     alpha: float = 0.5
     ridge: float = 1.0
     theory_beta: bool = False
+    pooled_prior: bool = False
     sigma: float = 0.1
     delta: float = 0.05
     theta_bound: float = 1.0

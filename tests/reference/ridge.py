@@ -15,15 +15,21 @@ class RidgeModel:
     response: Floats  # [N, d], sum r x
     theta_hat: Floats  # [N, d]
     pulls: Ints  # [N]
+    ridge: float
+    pooled_prior: bool  # whether estimates shrink to a regression over all rewards, not to 0
 
 
-def new_model(num_adapters: int, context_dim: int, ridge: float) -> RidgeModel:
+def new_model(
+    num_adapters: int, context_dim: int, ridge: float, *, pooled_prior: bool = False
+) -> RidgeModel:
     """The model before any request."""
     return RidgeModel(
         precision=np.stack([ridge * np.eye(context_dim) for _ in range(num_adapters)]),
         response=np.zeros((num_adapters, context_dim)),
         theta_hat=np.zeros((num_adapters, context_dim)),
         pulls=np.zeros(num_adapters, np.int64),
+        ridge=ridge,
+        pooled_prior=pooled_prior,
     )
 
 
@@ -52,7 +58,26 @@ def means(model: RidgeModel, contexts: Floats) -> Floats:
     Returns:
       `[M, N]`.
     """
-    return np.stack([contexts @ theta for theta in model.theta_hat], axis=1)
+    return np.stack([contexts @ theta for theta in thetas(model)], axis=1)
+
+
+def thetas(model: RidgeModel) -> Floats:
+    """`[N, d]` estimates: ridge regressions towards 0, or towards the pooled estimate."""
+    if not model.pooled_prior:
+        return model.theta_hat
+    # What every precision holds at first is ridge * I; an adapter never chosen has just that.
+    num_adapters, context_dim = model.theta_hat.shape
+    ridge = model.ridge
+    gram = sum(precision - ridge * np.eye(context_dim) for precision in model.precision)
+    pooled = np.linalg.solve(ridge * np.eye(context_dim) + gram, model.response.sum(axis=0))
+    found = np.empty((num_adapters, context_dim))
+    for adapter in range(num_adapters):
+        if model.pulls[adapter] == 0:
+            found[adapter] = pooled
+        else:
+            towards = model.response[adapter] + ridge * pooled
+            found[adapter] = np.linalg.solve(model.precision[adapter], towards)
+    return found
 
 
 def widths(model: RidgeModel, contexts: Floats) -> Floats:

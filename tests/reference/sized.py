@@ -184,7 +184,7 @@ def best_of(plan: Replan, sets: Sequence[Bools]) -> Bools:
     scores = np.array([value_of(plan, one) for one in sets])
     tied = np.flatnonzero(scores >= np.max(scores) - IMPROVEMENT * abs(np.max(scores)))
     loads = [int(np.sum(sets[i] & ~plan.resident_now)) for i in tied]
-    return sets[int(tied[int(np.argmin(loads))])]
+    return sets[int(tied[loads.index(min(loads))])]
 
 
 def exact(plan: Replan, held: Bytes) -> Bools:
