@@ -57,6 +57,7 @@ DEFAULT_ADAPTERS, DEFAULT_CONTEXT_DIM = 15, 8
 BETAS = ("constant", "theory")
 MAX_STAY = 0.9
 MEASURED_COSTS = "qwen2.5-7b"
+MEASURED_TIERS = ("disk+memory", "memory", "disk", "cold", "remote")
 DEFAULT_SLOTS = 4
 # Beyond these, float32 sums of utilities of size 1 stop meaning anything.
 MAX_COST = 1e6
@@ -135,6 +136,9 @@ class RunConfig:
         units of utility.
       paging: CSV, JSON or Parquet file of measured load times, in place of --costs, with
         columns adapter and ms. Adapters are taken in the order of the file.
+      tier: where adapters are paged in from. With the shipped costs disk+memory, memory, disk,
+        cold (first loads from disk) or remote (a stress case of seconds, rebuilt from three
+        published quantiles); with --paging a tier of the file, or several as A+B, which add up.
       price_per_ms: utility lost per millisecond of latency, at least 0 (1e-9 with synthetic
         costs, where it turns costs into milliseconds).
       alpha: confidence factor of the router, units of utility, at least 0.
@@ -176,6 +180,7 @@ class RunConfig:
     period: int = 2_000
     costs: Annotated[str | None, _arg("STR", f"{MEASURED_COSTS} without --paging")] = None
     paging: Annotated[pathlib.Path | None, _arg("FILE", "none")] = None
+    tier: Annotated[str | None, _arg("STR", "disk+memory; with --paging all of the file")] = None
     price_per_ms: float = 0.0154
     alpha: float = 0.5
     ridge: float = 1.0
@@ -218,7 +223,7 @@ def synthetic_mean(config: RunConfig) -> float | None:
     """Mean of the synthetic costs, or None where costs are measured.
 
     Raises:
-      ValueError: for costs that are not understood, or given twice.
+      ValueError: for costs or a tier that are not understood, or given twice.
     """
     if config.costs is not None and config.paging is not None:
         raise ValueError(
@@ -226,6 +231,8 @@ def synthetic_mean(config: RunConfig) -> float | None:
             f"--paging {str(config.paging)!r}."
         )
     if config.costs is None or config.costs == MEASURED_COSTS:
+        if config.tier is not None and config.paging is None:
+            checks.one_of("--tier", config.tier, MEASURED_TIERS)
         return None
     allowed = f'"{MEASURED_COSTS}" or "synthetic:MEAN" with MEAN a number in [0, {MAX_COST:g}]'
     text = config.costs.removeprefix(_SYNTHETIC)
@@ -235,6 +242,11 @@ def synthetic_mean(config: RunConfig) -> float | None:
         mean = float("nan")
     if not config.costs.startswith(_SYNTHETIC) or not 0.0 <= mean <= MAX_COST:
         raise ValueError(f"--costs must be {allowed}; got {config.costs!r}.")
+    if config.tier is not None:
+        raise ValueError(
+            f"--tier goes with measured load times, got --tier {config.tier!r} and "
+            f"--costs {config.costs!r}."
+        )
     return mean
 
 

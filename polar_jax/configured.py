@@ -14,6 +14,14 @@ from polar_jax.types import Environment
 
 UTILITIES = "utilities as measured"
 
+_MEASURED = "measured: Qwen2.5-7B-Instruct LoRA adapters in vLLM 0.8.5 (arXiv:2508.08343)"
+_ORIGINS = {
+    "remote": (
+        "a stress case, not measured here: rebuilt from three published quantiles of "
+        "storage-to-GPU loads (P5 1.1 s, P50 4.4 s, P99 8.2 s; Alibaba GenTD26)"
+    )
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Configured:
@@ -217,7 +225,7 @@ def _costs(config: RunConfig, adapters: int) -> tuple[lanes.Costs, str]:
         costs = lanes.Costs(price_per_ms=config.price_per_ms, synthetic_mean=mean)
         return costs, f"synthetic, drawn per seed: {mean:g} * U(0.5, 1.5)"
     if config.paging is not None:
-        table = io.read_paging_table(config.paging)
+        table = io.read_paging_table(config.paging, tier=config.tier)
         held = len(table.adapters)
         if adapters > held:
             raise ValueError(
@@ -225,10 +233,11 @@ def _costs(config: RunConfig, adapters: int) -> tuple[lanes.Costs, str]:
                 f"adapters; got {adapters}."
             )
         table = paging.take(table, adapters)
-        origin = f"file {str(config.paging)!r}, {len(table.adapters)} adapters"
+        origin = f"file {str(config.paging)!r}, {len(table.adapters)} adapters, tier {table.tier}"
     else:
-        table = io.qwen_paging_table(adapters)
-        origin = "measured: Qwen2.5-7B-Instruct LoRA adapters in vLLM 0.8.5 (arXiv:2508.08343)"
+        tier = config.tier or options.MEASURED_TIERS[0]
+        table = io.qwen_paging_table(adapters, tier=tier)
+        origin = f"{_ORIGINS.get(tier, _MEASURED)}, tier {tier}"
     worst = float(np.max(paging.paging_cost(table, config.price_per_ms)))
     if worst > options.MAX_COST:
         raise ValueError(

@@ -100,7 +100,8 @@ def _known_value(rounds: Rounds, paging_cost: Array, resident: Array) -> Array:
     if rounds.benchmark is None:
         return jnp.max(rounds.utility - penalty, axis=1)
     adapters = jnp.arange(paging_cost.shape[0], dtype=jnp.int32)
-    chosen = jnp.argmax(rounds.benchmark - penalty, axis=1)[:, None] == adapters[None, :]
+    best = jax.lax.argmax(rounds.benchmark - penalty, 1, jnp.int32)
+    chosen = best[:, None] == adapters[None, :]
     return jnp.sum(jnp.where(chosen, rounds.utility - penalty, 0.0), axis=1)
 
 

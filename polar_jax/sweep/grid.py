@@ -22,9 +22,9 @@ COLUMNS = {
     "policies": "policy",
     "seed": "base_seed",
 }
-# Options younger than the first stored sweeps: left out of the hash where they are not set, so
-# that those sweeps can still be gone on with.
-LATER = ("capacity_bytes", "size_bytes")
+# Options younger than the first stored sweeps: left out of the hash where they have their
+# default, so that those sweeps can still be gone on with.
+LATER = ("order", "arrivals", "missing", "benchmark", "tier", "capacity_bytes", "size_bytes")
 ON_COMMAND_LINE = ("out", "overwrite", "devices", "quiet")
 # Values of one axis; a grid is refused at this size anyway.
 MAX_VALUES = 100_000
@@ -86,9 +86,10 @@ KINDS: dict[str, type] = _kinds()
 def hashed(config: RunConfig) -> dict[str, Any]:
     """The options of a configuration that its spec's hash covers."""
     found = {option: getattr(config, option) for option in KINDS}
-    return {
-        option: value for option, value in found.items() if value is not None or option not in LATER
-    }
+    for option in LATER:
+        if found[option] == getattr(RunConfig, option):
+            del found[option]
+    return found
 
 
 def slots_unless_bytes(places: dict[str, str]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ TITLES = {
     "horizon": "requests T",
     "price_per_ms": "price per ms",
     "costs": "paging costs",
+    "tier": "paging tier",
     "alpha": "confidence factor alpha",
     "epoch_length": "epoch length of POLAR",
     "window": "contexts of a replan",

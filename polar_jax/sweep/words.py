@@ -20,6 +20,7 @@ _TOLD = (
     "horizon",
     "costs",
     "paging",
+    "tier",
     "price_per_ms",
     "beta",
 )
