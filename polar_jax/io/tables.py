@@ -325,8 +325,7 @@ def _collect(raw: _Raw) -> dict[str, Measured]:
             )
         if "bytes" in roles:
             cell = cells[roles["bytes"]]
-            what = f"{label}: bytes of adapter {paging.show(name)}"
-            size = _size(cell, what, raw.text_numbers)
+            size = _size(cell, f"{label}: bytes of adapter {paging.show(name)}", raw.text_numbers)
             if adapter.size_bytes not in (None, size):
                 raise ValueError(
                     f"{label}: adapter {paging.show(name)} must have one size, got "

@@ -183,8 +183,8 @@ def best_of(plan: Replan, sets: Sequence[Bools]) -> Bools:
     """The best of listed sets; among equal ones the fewest loads, then the first."""
     scores = np.array([value_of(plan, one) for one in sets])
     tied = np.flatnonzero(scores >= np.max(scores) - IMPROVEMENT * abs(np.max(scores)))
-    loads = [int(np.sum(sets[i] & ~plan.resident_now)) for i in tied]
-    return sets[int(tied[loads.index(min(loads))])]
+    loads = [int(np.sum(sets[i] & ~plan.resident_now)) for i in tied.tolist()]
+    return sets[int(tied[int(np.argmin(loads))])]
 
 
 def exact(plan: Replan, held: Bytes) -> Bools:
