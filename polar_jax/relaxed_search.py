@@ -125,14 +125,14 @@ def concave_savings(
         return tail, tail
 
     first, slopes = jax.lax.scan(backward, nothing, (steps, slope), reverse=True)
-    gradient = jnp.zeros_like(point).at[lists.adapter].add(slopes * weight)
+    gradient = jnp.zeros_like(point).at[lists.adapter].add(slopes * weight[None, :])
     return jnp.dot(total, weight, precision=HIGHEST), gradient, lists.saving[0] - first
 
 
 def _best_of(net: Array, cache_slots: Array) -> Array:
     """Sum of the `cache_slots` largest positive entries."""
     largest = jnp.sort(jnp.maximum(net, 0.0), descending=True)
-    return jnp.sum(jnp.where(jnp.arange(net.shape[0]) < cache_slots, largest, 0.0))
+    return jnp.sum(jnp.where(jnp.arange(net.shape[0], dtype=jnp.int32) < cache_slots, largest, 0.0))
 
 
 def price_bound(problem: CacheProblem, prices: Array) -> Array:
@@ -196,7 +196,7 @@ def _phase(
         point, memory, prices = carry
         _, gradient, here = concave_savings(lists, problem.weight, point, softness)
         change, memory = optimiser.update((cost - gradient) / unit, memory)
-        taken = (now.phase * PHASE + number + 1).astype(slots.dtype)
+        taken = (now.phase * PHASE + number.astype(jnp.int32) + 1).astype(slots.dtype)
         rate = jnp.maximum(PRICE_RATE, 1.0 / taken)
         return (
             project(jnp.add(point, change), slots, upper),
@@ -283,7 +283,7 @@ def round_dependently(key: Array, point: Array, cache_slots: Array) -> Array:
       `[N]` bool set of `floor(sum)` or `ceil(sum)` members.
     """
     fractional = (point > 0.0) & (point < 1.0)
-    order = jnp.argsort(~fractional, stable=True)
+    order = jnp.argsort(~fractional, stable=True).astype(jnp.int32)
     count = jnp.sum(fractional, dtype=jnp.int32)
     uniform = jax.random.uniform(key, (point.shape[0] + 1,), jnp.float32).astype(point.dtype)
     smallest = jnp.finfo(point.dtype).tiny
@@ -305,7 +305,7 @@ def round_dependently(key: Array, point: Array, cache_slots: Array) -> Array:
         return members, jnp.where(first == low, holder, other), jnp.where(low, both, both - 1.0)
 
     start = point >= 1.0, order[0], jnp.where(count > 0, point[order[0]], 0.0)
-    members, holder, held = jax.lax.fori_loop(1, count, trade, start)
+    members, holder, held = jax.lax.fori_loop(jnp.int32(1), count, trade, start)
     # Rounding errors of the sum must not make a member too many.
     room = jnp.sum(members, dtype=jnp.int32) < cache_slots
     last = (uniform[-1] < held) & room & (count > 0)

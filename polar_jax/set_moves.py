@@ -50,7 +50,7 @@ def rankings(problem: CacheProblem, *, width: int) -> Rankings:
 
 def list_gains(problem: CacheProblem, lists: Rankings, cover: Array) -> Array:
     """`[N]` savings that each adapter adds to contexts covered by `cover` `[m]`, by the lists."""
-    beyond = jnp.maximum(lists.saving - cover, 0.0) * problem.weight
+    beyond = jnp.maximum(lists.saving - cover[None, :], 0.0) * problem.weight[None, :]
     return jnp.zeros_like(problem.load_cost).at[lists.adapter].add(beyond)
 
 
@@ -118,7 +118,7 @@ def _best_move(problem: CacheProblem, here: _Moves) -> tuple[Array, Array]:
     gained = kept - cost[here.pool]
     values = gained[None, :] + change + cost[out][:, None]
     allowed = rows[:, None] & ~member[here.pool][None, :]
-    best = jnp.argmax(jnp.where(allowed, values, -jnp.inf))
+    best = jnp.argmax(jnp.where(allowed, values, -jnp.inf)).astype(jnp.int32)
     row, slot = best // here.pool.shape[0], best % here.pool.shape[0]
     # Without any allowed move the first entry wins: nobody for nobody.
     none = ~jnp.any(allowed)
