@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from polar_jax import checks
 from polar_jax.cache_value import CacheProblem, marginal_gains, objective
 from polar_jax.linalg import HIGHEST
 from polar_jax.set_moves import Rankings, climb, fill, led, list_gains, rankings
@@ -199,7 +200,7 @@ def _phase(
         taken = (now.phase * PHASE + number.astype(jnp.int32) + 1).astype(slots.dtype)
         rate = jnp.maximum(PRICE_RATE, 1.0 / taken)
         return (
-            project(jnp.add(point, change), slots, upper),
+            project(point + jnp.asarray(change), slots, upper),
             memory,
             prices + rate * (here - prices),
         )
@@ -262,7 +263,12 @@ def relax(
 
     Returns:
       The best point seen and the best bound.
+
+    Raises:
+      ValueError: for a width or a discount outside its range.
     """
+    checks.finite_at_least("discount", discount, 0.0, above=True)
+    checks.between("discount", discount, 0.0, 1.0)
     scaled = problem.replace(weight=discount * problem.weight)
     return _relax(scaled, rankings(scaled, width=width), phases, gap)
 
@@ -354,7 +360,12 @@ def relaxed(
 
     Returns:
       `[N]` bool set; the present set where nothing better was found.
+
+    Raises:
+      ValueError: for a width, a pool or a number of samples outside its range.
     """
+    checks.at_least("pool", pool, 1)
+    checks.at_least("samples", samples, 1)
     lists = rankings(problem, width=width)
     plain = _relax(problem, lists, phases, gap)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from polar_jax import checks
 from polar_jax.cache_value import CacheProblem, tie_tolerance
 from polar_jax.linalg import HIGHEST
 
@@ -43,7 +44,11 @@ def rankings(problem: CacheProblem, *, width: int) -> Rankings:
 
     Returns:
       The lists; adapters that save nothing stand at their ends.
+
+    Raises:
+      ValueError: for a width outside its range.
     """
+    checks.between("width", width, 1, problem.load_cost.shape[0], whole=True)
     saving, adapter = jax.lax.top_k(problem.saving, width)
     return Rankings(saving.T, adapter.T)
 

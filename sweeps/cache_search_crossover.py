@@ -200,7 +200,7 @@ def row(case: Case, found: dict[str, tuple[float, float]]) -> str:
 
 def main() -> int:
     """Prints the table; 1 where `relaxed` is more than 1 % below greedy anywhere."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--small", action="store_true", help="three small instances")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each search")
     parser.add_argument("--kinds", nargs="*", help="only instances of these kinds")

@@ -16,7 +16,7 @@ FILES = sorted([*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "sweeps").rg
 LAYERS = {
     0: ("types", "checks"),
     1: ("linalg", "epochs", "cache_value"),
-    2: ("cache_search", "environments", "paging"),
+    2: ("cache_search", "set_moves", "relaxed_search", "environments", "paging"),
     3: (
         *("routers", "controllers", "eviction", "experts", "online_submodular"),
         *("replanning", "oracles", "metrics"),

@@ -355,3 +355,25 @@ def test_moves_never_lower_the_objective_and_end_where_no_swap_helps(problem, se
             if other.sum() <= slots:
                 moved = float(objective_of(problem, jnp.asarray(other)))
                 assert moved <= value + slack(problem, value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0}, r"width must be .*got 0"),
+        ({"width": ADAPTERS + 1}, rf"width must be .*got {ADAPTERS + 1}"),
+        ({"width": 2, "pool": 0}, r"pool must be .*got 0"),
+        ({"width": 2, "samples": 0}, r"samples must be .*got 0"),
+    ],
+)
+def test_sizes_outside_their_range_are_refused(options, message):
+    problem = stated(np.eye(CONTEXTS, ADAPTERS), 2)
+    with pytest.raises(ValueError, match=message):
+        relaxed_search.relaxed(jax.random.key(0), problem, **options)
+
+
+@pytest.mark.parametrize("discount", [0.0, -1.0, 1.5, math.nan])
+def test_savings_are_discounted_by_a_factor_of_at_most_one(discount):
+    problem = stated(np.eye(CONTEXTS, ADAPTERS), 2)
+    with pytest.raises(ValueError, match="discount must be"):
+        relaxed_search.relax(problem, width=2, discount=discount)
