@@ -26,6 +26,7 @@ savings_at = jax.jit(relaxed_search.concave_savings)
 project = jax.jit(relaxed_search.project)
 relax = jax.jit(functools.partial(relaxed_search.relax, width=ADAPTERS, phases=12))
 greedy = jax.jit(cache_search.greedy)
+climb = jax.jit(functools.partial(set_moves.climb, pool=ADAPTERS, limit=100))
 round_once = jax.jit(relaxed_search.round_dependently)
 round_many = jax.jit(jax.vmap(relaxed_search.round_dependently, (0, None, None)))
 
@@ -250,7 +251,7 @@ def poor(slots: int) -> CacheProblem:
     return stated(utility.reshape(len(weight), -1), slots, cost=1.0, weight=weight)
 
 
-@pytest.mark.parametrize("slots", [3, 6, 10])
+@pytest.mark.parametrize("slots", [3, 10])
 def test_the_search_finds_the_optimum_where_greedy_and_swaps_are_provably_poor(slots):
     problem = poor(slots)
     best = 50.0 * (1.0 - 1e-6)
@@ -320,7 +321,7 @@ def test_adapters_that_only_fill_up_a_shape_are_never_chosen_and_change_little()
 
 def test_float32_and_short_lists_stay_within_one_per_cent_of_greedy():
     rng = np.random.default_rng(4)
-    for width in (8, 32, 96):
+    for width in (8, 96):
         utility = rng.uniform(0, 1, (64, 96)).astype(np.float32)
         problem = stated(utility, 12, cost=0.3)
         assert problem.saving.dtype == jnp.float32
@@ -342,7 +343,6 @@ def test_moves_never_lower_the_objective_and_end_where_no_swap_helps(problem, se
     start = np.zeros(ADAPTERS, bool)
     start[rng.choice(ADAPTERS, rng.integers(0, slots + 1), replace=False)] = True
     lists = rank_all(problem)
-    climb = jax.jit(functools.partial(set_moves.climb, pool=ADAPTERS, limit=100))
     found = np.asarray(climb(problem, lists, jnp.asarray(start)))
     value = float(objective_of(problem, jnp.asarray(found)))
     assert value >= float(objective_of(problem, jnp.asarray(start))) - 1e-9
