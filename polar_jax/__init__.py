@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from polar_jax.lanes import Costs, Experiment, PolicyResult, Progress, Results, run
     from polar_jax.oracles import static_oracle
     from polar_jax.paging import PagingTable, make_table
-    from polar_jax.policies import Policy, Problem, Settings, policy
+    from polar_jax.policies import Policy, Settings, policy
+    from polar_jax.problems import Problem, sized_problem
     from polar_jax.routers import linucb
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "read_paging_table",
     "run",
     "run_experiment",
+    "sized_problem",
     "static_oracle",
 ]
 
@@ -58,7 +60,8 @@ _HOMES = {
     "lanes": ("Costs", "Experiment", "PolicyResult", "Progress", "Results", "run"),
     "oracles": ("static_oracle",),
     "paging": ("PagingTable", "make_table"),
-    "policies": ("Policy", "Problem", "Settings", "policy"),
+    "policies": ("Policy", "Settings", "policy"),
+    "problems": ("Problem", "sized_problem"),
     "routers": ("linucb",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

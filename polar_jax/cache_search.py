@@ -3,7 +3,8 @@
 Every search maps a `CacheProblem` to a `[N]` bool set of at most `cache_slots`
 adapters, inside `jit`. `cache_slots` is data; the subsets that an enumeration tries are
 data too (`SubsetTable`), made on the host. Guarantees and tie rules: `docs/model.md`,
-"Cache optimisation".
+"Cache optimisation". A problem with a `room`, whose adapters differ in size, goes to
+`sized_search`.
 """
 
 import functools
@@ -16,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from polar_jax import capacity, sized_search
 from polar_jax.cache_value import (
     CacheProblem,
     marginal_gains,
     objective,
+    swap_values,
     tie_tolerance,
 )
 from polar_jax.linalg import HIGHEST
@@ -39,6 +42,8 @@ def top_k(problem: CacheProblem) -> Array:
     Returns:
       `[N]` bool set with exactly `K` members; ties to the lowest index.
     """
+    if problem.room is not None:
+        return sized_search.top_k(problem)
     num_adapters = problem.load_cost.shape[0]
     gains = marginal_gains(problem, jnp.zeros_like(problem.weight)) - problem.load_cost
     order = jnp.argsort(-gains, stable=True)
@@ -77,6 +82,8 @@ def greedy(problem: CacheProblem) -> Array:
     Returns:
       `[N]` bool set; ties to the lowest index.
     """
+    if problem.room is not None:
+        return sized_search.greedy(problem)
     members = _greedy_members(problem)
     worse = objective(problem, members) < objective(problem, problem.resident)
     return jnp.where(worse, problem.resident, members)
@@ -93,7 +100,12 @@ def distorted_greedy(problem: CacheProblem) -> Array:
 
     Returns:
       `[N]` bool set; ties to the lowest index.
+
+    Raises:
+      ValueError: for a problem with a room: its bound is for a number of adapters.
     """
+    if problem.room is not None:
+        raise ValueError("distorted_greedy must have slots, got adapters that differ in size.")
     num_adapters = problem.load_cost.shape[0]
     slots = jnp.maximum(problem.cache_slots, 1).astype(problem.weight.dtype)
 
@@ -113,28 +125,6 @@ def distorted_greedy(problem: CacheProblem) -> Array:
     return jax.lax.fori_loop(0, problem.cache_slots, step, nothing)[0]
 
 
-def _swap_values(problem: CacheProblem, members: Array) -> Array:
-    """`[N, N]` objective after removing the row's adapter and adding the column's.
-
-    Removing an adapter changes only the contexts that it leads, so all pairs come from
-    one matrix product (Schubert and Rousseeuw 2021, for k-medoids).
-    """
-    adapters = jnp.arange(members.shape[0])
-    inside = jnp.where(members[None, :], problem.saving, 0.0)
-    top, leader = jnp.max(inside, axis=1), jnp.argmax(inside, axis=1)
-    leads = leader[:, None] == adapters[None, :]
-    second = jnp.max(jnp.where(leads, 0.0, inside), axis=1)
-    with_leader = jnp.maximum(problem.saving, top[:, None])
-    without = jnp.maximum(problem.saving, second[:, None])
-    lost = problem.weight[:, None] * (without - with_leader)
-    kept = jnp.einsum("m,mn->n", problem.weight, with_leader, precision=HIGHEST)
-    change = jnp.einsum("mo,mi->oi", leads.astype(lost.dtype), lost, precision=HIGHEST)
-    loads = jnp.sum(jnp.where(members, problem.load_cost, 0.0))
-    paid = loads - problem.load_cost[:, None] + problem.load_cost[None, :]
-    valid = members[:, None] & ~members[None, :]
-    return jnp.where(valid, kept[None, :] + change - paid, -jnp.inf)
-
-
 def _improve(problem: CacheProblem, start: Array) -> Array:
     """Best swaps from `start` until none improves the objective."""
     num_adapters = start.shape[0]
@@ -142,7 +132,7 @@ def _improve(problem: CacheProblem, start: Array) -> Array:
 
     def step(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         members, _ = carry
-        values = _swap_values(problem, members).reshape(-1)
+        values = swap_values(problem, members).reshape(-1)
         best = jnp.argmax(values)
         out, incoming = best // num_adapters, best % num_adapters
         swapped = (members & (adapters != out)) | (adapters == incoming)
@@ -167,6 +157,8 @@ def local_search(problem: CacheProblem) -> Array:
     Returns:
       `[N]` bool set, at least as good as both starts; the greedy start wins ties.
     """
+    if problem.room is not None:
+        return sized_search.local_search(problem)
     starts = jnp.stack([_greedy_members(problem), problem.resident])
     ends = jax.lax.map(functools.partial(_improve, problem), starts)
     stays = objective(problem, ends[1]) > objective(problem, ends[0])
@@ -224,18 +216,52 @@ def subset_table(
     none = num_adapters if padded_adapters is None else padded_adapters
     complete = limit is None or num_subsets(num_adapters, cache_slots) <= limit
     subsets = _subsets(num_adapters, cache_slots, smaller=smaller) if complete else []
-    room = -(-(limit or len(subsets)) // SUBSET_BLOCK)
     width = max(1, none if none <= WIDE_TABLE or (complete and cache_slots > 4) else 4)
+    return _packed(subsets, limit or len(subsets), none, width, cache_slots)._replace(
+        complete=np.bool_(complete)
+    )
+
+
+def _packed(
+    subsets: list[tuple[int, ...]], limit: int, none: int, width: int, most: int
+) -> SubsetTable:
+    """Subsets of at most `most` adapters as a complete table; `none` stands for no adapter."""
+    room = -(-limit // SUBSET_BLOCK)
     members = np.full((room * SUBSET_BLOCK, width), none, np.int32)
     for row, subset in enumerate(subsets):
         members[row, : len(subset)] = subset
     return SubsetTable(
         members=np.ascontiguousarray(members.reshape(room, SUBSET_BLOCK, width).swapaxes(1, 2)),
         num_blocks=np.int32(-(-len(subsets) // SUBSET_BLOCK)),
-        num_members=np.int32(cache_slots),
+        num_members=np.int32(most),
         num_subsets=np.int32(len(subsets)),
-        complete=np.bool_(complete),
+        complete=np.bool_(True),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def fitting_table(
+    held: capacity.Memory, *, limit: int, padded_adapters: int | None = None, maximal: bool
+) -> SubsetTable:
+    """The sets of adapters that fit in a memory, as host arrays.
+
+    Args:
+      held: sizes of `N` adapters, and the capacity.
+      limit: most sets to list; above it, or where a set of more than 32 of more than 32
+        adapters fits, the table is not `complete`.
+      padded_adapters: adapters that the program was compiled for, at least `N`.
+      maximal: only sets beside which nothing else fits: enough where loads are free. Where
+        they are not, a smaller set may be better than all that hold it.
+
+    Returns:
+      The table, whose shape does not depend on the capacity.
+    """
+    none = len(held.size_bytes) if padded_adapters is None else padded_adapters
+    width = min(none, WIDE_TABLE)
+    subsets = capacity.fitting_sets(held, limit, maximal=maximal)
+    if subsets is None or len(subsets[0]) > width:
+        return _packed([], limit, none, width, 0)._replace(complete=np.bool_(False))
+    return _packed(subsets, limit, none, width, len(subsets[0]))
 
 
 def _subset_values(problem: CacheProblem, table: SubsetTable) -> tuple[Array, Array]:
@@ -320,6 +346,11 @@ def exact(problem: CacheProblem, *, cache_slots: int, smaller: bool = False) -> 
 
     Returns:
       `[N]` bool set.
+
+    Raises:
+      ValueError: for a problem with a room; `exact_of` takes a `fitting_table`.
     """
+    if problem.room is not None:
+        raise ValueError("exact must have slots, got sizes; use exact_of with a fitting_table.")
     num_adapters = problem.load_cost.shape[0]
     return exact_of(problem, subset_table(num_adapters, cache_slots, smaller=smaller))

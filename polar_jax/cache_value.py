@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from polar_jax.linalg import HIGHEST
+from polar_jax.types import Room
 
 
 class CacheProblem(flax.struct.PyTreeNode):
@@ -24,6 +25,7 @@ class CacheProblem(flax.struct.PyTreeNode):
     resident: Array  # [N] bool, the set now
     cache_slots: Array  # [] int32
     floor: Array  # [], G of the empty set, in the same units as the objective
+    room: Room | None = None  # what limits the set where sizes differ, in place of the slots
 
 
 def base_value(utility: Array, paging_cost: Array) -> Array:
@@ -65,6 +67,7 @@ def cache_problem(
     weight: Array,
     rounds: Array,
     active: Array | None = None,
+    room: Room | None = None,
 ) -> CacheProblem:
     """States the choice of a resident set as a `CacheProblem`.
 
@@ -78,6 +81,8 @@ def cache_problem(
       rounds: `[]` rounds over which the loads are amortised.
       active: `[N]` bool, False for adapters that only fill up a shape and may not be chosen
         (their utilities are `-inf`); all may where None.
+      room: sizes and capacity where adapters differ in size (`capacity.room`); `cache_slots` is
+        then how many fit at once at most, and `resident` must fit.
 
     Returns:
       The problem, whose objective is in units of utility over `rounds` rounds.
@@ -95,6 +100,7 @@ def cache_problem(
         resident=resident,
         cache_slots=jnp.asarray(cache_slots, jnp.int32),
         floor=jnp.dot(base, scaled, precision=HIGHEST),
+        room=room,
     )
 
 
@@ -118,3 +124,27 @@ def marginal_gains(problem: CacheProblem, cover: Array) -> Array:
     """`[N]` savings that each adapter adds to contexts covered by `cover` `[m]`."""
     beyond = jnp.maximum(problem.saving - cover[:, None], 0.0)
     return jnp.einsum("m,mn->n", problem.weight, beyond, precision=HIGHEST)
+
+
+def swap_values(problem: CacheProblem, members: Array) -> Array:
+    """`[N, N]` objective after removing the row's adapter and adding the column's.
+
+    `-inf` where the row's is no member of `members` `[N]` bool, or the column's is one.
+
+    Removing an adapter changes only the contexts that it leads, so all pairs come from
+    one matrix product (Schubert and Rousseeuw 2021, for k-medoids).
+    """
+    adapters = jnp.arange(members.shape[0])
+    inside = jnp.where(members[None, :], problem.saving, 0.0)
+    top, leader = jnp.max(inside, axis=1), jnp.argmax(inside, axis=1)
+    leads = leader[:, None] == adapters[None, :]
+    second = jnp.max(jnp.where(leads, 0.0, inside), axis=1)
+    with_leader = jnp.maximum(problem.saving, top[:, None])
+    without = jnp.maximum(problem.saving, second[:, None])
+    lost = problem.weight[:, None] * (without - with_leader)
+    kept = jnp.einsum("m,mn->n", problem.weight, with_leader, precision=HIGHEST)
+    change = jnp.einsum("mo,mi->oi", leads.astype(lost.dtype), lost, precision=HIGHEST)
+    loads = jnp.sum(jnp.where(members, problem.load_cost, 0.0))
+    paid = loads - problem.load_cost[:, None] + problem.load_cost[None, :]
+    valid = members[:, None] & ~members[None, :]
+    return jnp.where(valid, kept[None, :] + change - paid, -jnp.inf)

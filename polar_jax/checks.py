@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 MIN_RIDGE = 1e-6
 # Contexts that a replan may be made on: memory, and what it would take.
 MAX_WINDOW = 65_536
+# Bytes up to here are exact in float64, which files and options go through.
+MAX_BYTES = 2**53
 # Synthetic costs are divided by the price to give milliseconds.
 MIN_PRICE = 1e-9
 

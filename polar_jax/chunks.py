@@ -6,12 +6,12 @@ lane reads `N d^2` of them.
 
 import numpy as np
 
-from polar_jax import cache_search, environments, replanning
+from polar_jax import cache_search, draws, replanning
 from polar_jax.lane_calls import Experiment, Shape
-from polar_jax.policies import Policy
+from polar_jax.policies import Policy, Problem
 
 # Rounds per compiled call: whole blocks, and short enough to answer Ctrl-C at once.
-MAX_ROUNDS = 4 * environments.BLOCK
+MAX_ROUNDS = 4 * draws.BLOCK
 # Work of all lanes of a device that one call may hold: about a second.
 _CALL_WORK = {"cpu": 1e10}
 _CALL_WORK_ACCELERATOR = 1e13
@@ -32,9 +32,25 @@ def replan_work(policy: Policy, shape: Shape) -> float:
     work = _REFRESH * n * d**3
     if controller.optimistic:
         work += policy.rule.window * _WIDTHS * n * d**2
+    held = problem.differing
+    if held is not None and controller.search:
+        return work + policy.rule.window * _sized_search_work(controller.search, n, problem)
     return work + policy.rule.window * _search_work(
         controller.search, n, problem.num_adapters, problem.cache_slots
     )
+
+
+def _sized_search_work(search: str, padded: int, problem: Problem) -> float:
+    """`_search_work` where adapters differ in size: greedy begins twice, moves thrice."""
+    greedy = 2.0 * _GAIN * padded * problem.cache_slots
+    if search not in ("exact", "local_search"):
+        return greedy
+    table = None
+    if search == "exact" and problem.differing is not None:
+        table = replanning.controller_fitting_sets(problem.differing, padded)
+    if table is not None and table.complete:
+        return _MEMBER * float(table.num_subsets) * float(table.num_members)
+    return greedy + 3.0 * _PAIR * padded**2
 
 
 def _search_work(search: str, padded: int, num_adapters: int, cache_slots: int) -> float:
@@ -59,7 +75,7 @@ def chunk_rounds(experiment: Experiment, tile: int, platform: str) -> int:
     """
     budget = _CALL_WORK.get(platform, _CALL_WORK_ACCELERATOR) / tile
     rounds = MAX_ROUNDS
-    while rounds > environments.BLOCK and budget < max(
+    while rounds > draws.BLOCK and budget < max(
         _call_work(policy, experiment.compiled_shape, rounds) for policy in experiment.policies
     ):
         rounds //= 2

@@ -28,7 +28,9 @@ commands:
   sweep plan     what a sweep would run, how long and in how much memory; runs nothing
   sweep status   how far a sweep is
   sweep report   its tables and figures again, from stored results
+  paging         what paging in costs: measure it here, read it from logs, show it
   compare        paired differences of two result folders
+  replay check   is a file of measured requests sound, and what can be learnt in it?
 
 `{PROGRAM} COMMAND --help` explains a command's options.
 
@@ -79,8 +81,16 @@ def _dispatch(words: list[str]) -> int:
         from polar_jax import sweep_cli
 
         return sweep_cli.main(words)
+    if words[0] == "replay":
+        from polar_jax import replay_cli
+
+        return replay_cli.main(words[1:])
+    if words[0] == "paging":
+        from polar_jax import paging_cli
+
+        return paging_cli.main(words[1:])
     if words[0] != "run":
-        allowed = "run, sweep or compare"
+        allowed = "run, sweep, paging, compare or replay"
         return terminal.error(f"the command must be {allowed}; got {words[0]!r}.", BAD_INPUT)
     from polar_jax.config import RunConfig
 
@@ -115,7 +125,11 @@ def _run(config: "RunConfig") -> int:
 def _show(prepared: "Prepared", results: "Results") -> None:
     from polar_jax import console, summary
 
-    comparison = summary.compare(results, prepared.experiment.problem.horizon)
+    comparison = summary.compare(
+        results,
+        prepared.experiment.problem.horizon,
+        linear_benchmark=prepared.configured.linear_benchmark,
+    )
     out = console.stdout()
     console.print_results(out, comparison)
     out.print()

@@ -147,6 +147,8 @@ _SERVING = (
     _Column("switch.\nms/req.", "switching_ms_per_request", _mean),
     _Column("loads", "loads", _mean),
 )
+_NET = _Column("net utility\nper request", "net_utility", summary.with_error)
+_WAITING = _Column("waiting\nms/req.", "waiting_ms_per_request", _mean)
 
 
 def print_results(console: Console, comparison: Comparison) -> None:
@@ -156,13 +158,15 @@ def print_results(console: Console, comparison: Comparison) -> None:
       console: where to.
       comparison: the summary of the run.
     """
-    whole = _table(comparison, (*_REGRET, *_SERVING))
+    regret = (_NET, *_REGRET) if comparison.linear_benchmark else _REGRET
+    serving = (*_SERVING, _WAITING) if comparison.waited else _SERVING
+    whole = _table(comparison, (*regret, *serving))
     # A measure is cut at the console's width unless it is given more.
     roomy = console.options.update(max_width=10 * _FILE_WIDTH)
     if console.measure(whole, options=roomy).maximum <= console.width:
         console.print(whole)
     else:
-        console.print(_table(comparison, _REGRET), "", _table(comparison, _SERVING))
+        console.print(_table(comparison, regret), "", _table(comparison, serving))
     for note in summary.notes(comparison):
         console.print(note, style="dim")
 

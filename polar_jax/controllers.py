@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from polar_jax.types import Admission, AdmitInputs, Controller, ReplanInputs, Scores
+from polar_jax.types import Admission, AdmitInputs, Controller, ReplanInputs, Room, Scores
 
 
 class AdmissionParams(flax.struct.PyTreeNode):
@@ -67,17 +67,90 @@ def swap(resident: Array, incoming: Array, outgoing: Array, allowed: Array) -> A
     return jnp.where(allowed, swapped, resident)
 
 
+def leaving(
+    room: Room,
+    priority: Array,
+    resident: Array,
+    incoming: Array,
+    wanted: Array,
+    removable: Array | None = None,
+) -> tuple[Array, Array]:
+    """Who makes room for an adapter that is not resident: the least first, until it fits.
+
+    Args:
+      room: sizes and capacity.
+      priority: `[N]`, any ordered dtype; ties to the lowest index.
+      resident: `[N]` bool, a set that fits.
+      incoming: `[]` int32.
+      wanted: `[]` bool, False where it is not to come in.
+      removable: `[N]` bool, the residents that may leave; all where None.
+
+    Returns:
+      `([N] bool who leaves, [] bool whether it is wanted and fits then)`.
+    """
+    removable = resident if removable is None else removable
+    used = jnp.sum(jnp.where(resident, room.size, 0), dtype=jnp.int32)
+    need = room.size[incoming] - (room.capacity - used)
+    fits = wanted & (need <= jnp.sum(jnp.where(removable, room.size, 0), dtype=jnp.int32))
+    need = jnp.where(fits, need, 0)
+    adapters = jnp.arange(resident.shape[0], dtype=jnp.int32)
+
+    def evict(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        out, freed = carry
+        least, _ = least_resident(priority, removable & ~out)
+        return out | (adapters == least), freed + room.size[least]
+
+    nobody = jnp.zeros_like(resident), jnp.zeros((), jnp.int32)
+    return jax.lax.while_loop(lambda carry: carry[1] < need, evict, nobody)[0], fits
+
+
+def exchange(resident: Array, incoming: Array, outgoing: Array, allowed: Array) -> Array:
+    """`[N]` set with `incoming` `[]` in place of all of `outgoing` `[N]` bool where `allowed`."""
+    adapters = jnp.arange(resident.shape[0], dtype=jnp.int32)
+    return jnp.where(allowed, (resident & ~outgoing) | (adapters == incoming), resident)
+
+
+def admit_sized(
+    inputs: AdmitInputs, priority: Array, value: Array | None = None
+) -> tuple[Admission, Array]:
+    """A miss evicts, the least priority first, until the adapter fits; one too large never does.
+
+    Args:
+      inputs: the request, with a room.
+      priority: `[N]`.
+      value: `[N]`; where given, an adapter worth less than all that it would evict stays out.
+
+    Returns:
+      `(the admission, [N] bool whom it evicts)`.
+
+    Raises:
+      ValueError: for a request without a room.
+    """
+    if inputs.room is None:
+        raise ValueError("the request must have a room, got one with slots.")
+    adapter, resident = inputs.adapter, inputs.resident
+    outgoing, enters = leaving(inputs.room, priority, resident, adapter, ~resident[adapter])
+    if value is not None:
+        enters &= value[adapter] >= jnp.sum(jnp.where(outgoing, value, jnp.zeros_like(value)))
+    admission = Admission(
+        resident=exchange(resident, adapter, outgoing, enters), bought=jnp.zeros_like(resident)
+    )
+    return admission, outgoing & enters
+
+
 def admit_on_miss(inputs: AdmitInputs, priority: Array, worthy: Array | bool = True) -> Admission:
     """Swaps a missed adapter, which the request has paid for, for the least resident.
 
     Args:
       inputs: the request.
       priority: `[N]`; the resident with the least is evicted.
-      worthy: `[]` bool, False keeps the set.
+      worthy: `[]` bool, False keeps the set; not read where adapters differ in size.
 
     Returns:
       The set for the next round; nothing is bought.
     """
+    if inputs.room is not None:
+        return admit_sized(inputs, priority)[0]
     outgoing, any_resident = least_resident(priority, inputs.resident)
     missed = ~inputs.resident[inputs.adapter]
     resident = swap(inputs.resident, inputs.adapter, outgoing, missed & any_resident & worthy)
@@ -156,10 +229,16 @@ def _admit_gdsf(
 ) -> tuple[GdsfState, Admission]:
     del params
     adapter = inputs.adapter
-    admission = admit_on_miss(inputs, state.priority)
-    outgoing, any_resident = least_resident(state.priority, inputs.resident)
-    hit = inputs.resident[adapter]
-    clock = jnp.where(hit | ~any_resident, state.clock, state.priority[outgoing])
+    if inputs.room is None:
+        admission = admit_on_miss(inputs, state.priority)
+        outgoing, any_resident = least_resident(state.priority, inputs.resident)
+        hit = inputs.resident[adapter]
+        clock = jnp.where(hit | ~any_resident, state.clock, state.priority[outgoing])
+    else:
+        admission, evicted = admit_sized(inputs, state.priority)
+        hit = inputs.resident[adapter]
+        last = jnp.max(jnp.where(evicted, state.priority, -jnp.inf))
+        clock = jnp.where(jnp.any(evicted), last, state.clock)
     uses = jnp.where(hit, state.uses[adapter] + 1.0, 1.0)
     refreshed = clock + uses * inputs.paging_cost[adapter] / inputs.size[adapter]
     return GdsfState(
@@ -198,13 +277,20 @@ def _admit_value(
 ) -> tuple[PriorityState, Admission]:
     best, saving = saving_of_best(inputs.scores, inputs.paging_cost)
     value = (params.decay * state.priority).at[best].add(saving)
+    if inputs.room is not None:
+        density = value / inputs.room.relative
+        return state.replace(priority=value), admit_sized(inputs, density, value)[0]
     outgoing, _ = least_resident(value, inputs.resident)
     worthy = value[inputs.adapter] >= value[outgoing]
     return state.replace(priority=value), admit_on_miss(inputs, value, worthy)
 
 
 def residency_value() -> Controller:
-    """POLAR-A: admits a missed adapter whose decayed saving is not below the least one's."""
+    """POLAR-A: admits a missed adapter whose decayed saving is not below the least one's.
+
+    Where adapters differ in size: not below the sum of those who would make room, the least
+    saving per size first.
+    """
     return Controller(init=_init_values, admit=_admit_value, replan=None)
 
 

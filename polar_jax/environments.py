@@ -1,9 +1,6 @@
 """Synthetic request streams: clustered, isotropic, sticky, drifting, rotating, bernoulli.
 
 Every stream is a pure function of `(key, block)`; see `docs/model.md`, "Environments".
-Numbers are drawn per index (`fold_in`), one adapter, feature or cluster at a time, so
-that padding an axis changes none of them, and always in float32, because JAX draws
-other numbers in float64.
 """
 
 import functools
@@ -15,16 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from polar_jax import checks
+from polar_jax import checks, draws
+from polar_jax.draws import BLOCK, Streams
 from polar_jax.linalg import HIGHEST
 from polar_jax.types import Environment, Rounds
-
-# Rounds that are drawn together. Part of the definition of every stream.
-BLOCK = 256
-# Slots of the uniform reservoir that a controller may plan from.
-RESERVOIR_SLOTS = 512
-# The last jump of a sticky stream is looked for within two blocks.
-MAX_STAY = 0.9
 
 _SLOPE, _TABLE_SD = 0.4, 0.15  # bernoulli: weight of the linear part, sd of the table
 
@@ -57,138 +48,46 @@ class _Shape(NamedTuple):
     num_segments: int
 
 
-class _Streams(NamedTuple):
-    """Named sub-streams of a key. The order is part of every stream's definition."""
-
-    centres: Array
-    theta: Array
-    assignment: Array
-    table: Array
-    order: Array
-    context: Array
-    cluster: Array
-    jump: Array
-    noise: Array
-    latency: Array
-    reservoir: Array
-    policy: Array
-
-
-def _keys(key: Array, count: int) -> Array:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
-
-
-def _streams(key: Array) -> _Streams:
-    """The sub-streams of a seed's key, folded in together: one hash, one loop."""
-    return _Streams(*_keys(key, len(_Streams._fields)))
-
-
-def _at_block(key: Array, block: Array) -> _Streams:
-    """The sub-streams of a seed's key at one block."""
-    keys = _keys(key, len(_Streams._fields))
-    return _Streams(*jax.vmap(jax.random.fold_in, (0, None))(keys, block))
-
-
-def _grid_normal(key: Array, rows: int, columns: int) -> Array:
-    """`[rows, columns]` normals, each from its own key."""
-    keys = jax.vmap(lambda row: _keys(row, columns))(_keys(key, rows))
-    return jax.vmap(jax.vmap(lambda one: jax.random.normal(one, (), jnp.float32)))(keys)
-
-
-def _indexed_uniform(key: Array, count: int) -> Array:
-    return jax.vmap(lambda one: jax.random.uniform(one, (), jnp.float32))(_keys(key, count))
-
-
 def _normalise(vectors: Array) -> Array:
     squared = jnp.einsum("...d,...d->...", vectors, vectors, precision=HIGHEST)
     return vectors * jax.lax.rsqrt(squared)[..., None]
-
-
-def _popularity(key: Array, zipf: Array, shape: _Shape) -> Array:
-    """`[S, G]` cumulative popularity; segment 0 is in order, later ones re-permuted."""
-    num_clusters = shape.num_clusters
-    ranks = jnp.arange(1, num_clusters + 1, dtype=jnp.float32)
-    weights = ranks ** (-zipf)
-
-    if shape.num_segments == 1:
-        return (jnp.cumsum(weights) / jnp.sum(weights))[None, :]
-
-    def segment(number: Array) -> Array:
-        draws = _indexed_uniform(jax.random.fold_in(key, number), num_clusters)
-        shuffled = jnp.argsort(draws)
-        order = jnp.where(number == 0, jnp.arange(num_clusters), shuffled)
-        return jnp.cumsum(weights[order]) / jnp.sum(weights)
-
-    return jax.vmap(segment)(jnp.arange(shape.num_segments))
-
-
-def _uniform(key: Array) -> Array:
-    return jax.random.uniform(key, (BLOCK,), jnp.float32)
-
-
-def _cluster_at(uniform: Array, cumulative: Array) -> Array:
-    """Cluster of a uniform under cumulative probabilities `[..., G]`."""
-    beyond = uniform[..., None] >= cumulative[..., :-1]
-    return jnp.sum(beyond, axis=-1, dtype=jnp.int32)
-
-
-def _block_rounds(block: Array) -> Array:
-    return block * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
 
 
 class _BlockInputs(NamedTuple):
     """What the rounds of one block are drawn from."""
 
     key: Array
-    streams: _Streams  # of this block
+    streams: Streams  # of this block
     params: EnvironmentParams
     instance: Instance
     block: Array
 
 
 def _independent_clusters(inputs: _BlockInputs) -> Array:
-    return _cluster_at(_uniform(inputs.streams.cluster), inputs.instance.popularity[:1])
-
-
-def _jumps(inputs: _BlockInputs) -> tuple[Array, Array]:
-    """Which rounds of a block jump, and the cluster that each would jump to."""
-    popularity = inputs.instance.popularity
-    rounds = _block_rounds(inputs.block)
-    jump = (_uniform(inputs.streams.jump) >= inputs.params.stay) | (rounds == 0)
-    segment = jnp.clip(rounds // inputs.params.segment_rounds, 0, popularity.shape[0] - 1)
-    return jump, _cluster_at(_uniform(inputs.streams.cluster), popularity[segment])
+    return draws.independent_clusters(inputs.streams, inputs.instance.popularity[:1])
 
 
 def _sticky_clusters(inputs: _BlockInputs) -> Array:
-    """The cluster of the last jump within this block and the one before."""
-    # Block 0 has no predecessor; round 0 always jumps, so what is drawn for it is unread.
-    previous = jnp.maximum(inputs.block - 1, 0)
-    before = inputs._replace(streams=_at_block(inputs.key, previous), block=previous)
-    pairs = zip(_jumps(before), _jumps(inputs), strict=True)
-    jump, target = (jnp.concatenate(pair) for pair in pairs)
-    positions = jnp.where(jump, jnp.arange(2 * BLOCK, dtype=jnp.int32), 0)
-    return target[jax.lax.cummax(positions)[BLOCK:]]
+    return draws.sticky_clusters(
+        inputs.key,
+        inputs.block,
+        inputs.instance.popularity,
+        inputs.params.segment_rounds,
+        lambda _: inputs.params.stay,
+    )
 
 
 def _rotating_clusters(inputs: _BlockInputs) -> Array:
     num_clusters = inputs.instance.centres.shape[0]
     pairs = max(1, num_clusters // 2)
-    first = 2 * ((_block_rounds(inputs.block) // inputs.params.period) % pairs)
-    second = _uniform(inputs.streams.cluster) >= 0.5
+    first = 2 * ((draws.block_rounds(inputs.block) // inputs.params.period) % pairs)
+    second = draws.block_uniform(inputs.streams.cluster) >= 0.5
     return jnp.minimum(first + second.astype(jnp.int32), num_clusters - 1)
 
 
 def _no_clusters(inputs: _BlockInputs) -> Array:
     del inputs
     return jnp.zeros((BLOCK,), jnp.int32)
-
-
-def _reservoir_slots(key: Array, block: Array) -> Array:
-    """Slot of each round in a uniform sample of all rounds so far, -1 for none."""
-    rounds = _block_rounds(block)
-    drawn = jax.random.randint(key, (BLOCK,), 0, rounds + 1, jnp.int32)
-    slot = jnp.where(rounds < RESERVOIR_SLOTS, rounds, drawn)
-    return jnp.where(slot < RESERVOIR_SLOTS, slot, -1)
 
 
 class _Kind(NamedTuple):
@@ -223,27 +122,33 @@ def _instance(
 ) -> Instance:
     """What is fixed for a seed; `active` `[N]` and `features` `[d]` bool say what is no padding."""
     num_adapters, context_dim = active.shape[0], features.shape[0]
-    streams = _streams(key)
+    streams = draws.streams(key)
     num_clusters = shape.num_clusters
     scattered = jnp.where(
-        features[None, :], _grid_normal(streams.centres, num_clusters, context_dim), 0.0
+        features[None, :], draws.grid_normal(streams.centres, num_clusters, context_dim), 0.0
     )
     centres = _normalise(scattered)
     # Cluster i mod G for each adapter, shuffled: ranks of independent uniforms.
-    draws = jnp.where(active, _indexed_uniform(streams.assignment, num_adapters), 2.0)
-    cluster = jnp.argsort(jnp.argsort(draws)) % num_clusters
+    shuffled = jnp.where(active, draws.indexed_uniform(streams.assignment, num_adapters), 2.0)
+    cluster = jnp.argsort(jnp.argsort(shuffled)) % num_clusters
     scatter = jnp.where(
-        features[None, :], _grid_normal(streams.theta, num_adapters, context_dim), 0.0
+        features[None, :], draws.grid_normal(streams.theta, num_adapters, context_dim), 0.0
     )
     centred = centres[cluster] + params.theta_spread * scatter
     table = jnp.zeros((num_clusters, num_adapters), jnp.float32)
     if kind.binary:
-        table = _TABLE_SD * _grid_normal(streams.table, num_adapters, num_clusters).T
+        table = _TABLE_SD * draws.grid_normal(streams.table, num_adapters, num_clusters).T
     return Instance(
         centres=centres,
         theta=_normalise(scatter if kind.isotropic else centred),
         table=table,
-        popularity=_popularity(streams.order, params.zipf, shape),
+        popularity=draws.popularity(
+            streams.order,
+            params.zipf,
+            num_clusters,
+            shape.num_segments,
+            first_in_order=True,
+        ),
         active=active,
         features=features,
     )
@@ -258,10 +163,10 @@ def _rounds(
     kind: _Kind,
 ) -> Rounds:
     """The `BLOCK` rounds of one block."""
-    streams = _at_block(key, block)
+    streams = draws.at_block(key, block)
     cluster = kind.clusters(_BlockInputs(key, streams, params, instance, block))
     # One key per feature and the block's rounds from it: padding features changes none.
-    features = _keys(streams.context, instance.theta.shape[1])
+    features = draws.keys(streams.context, instance.theta.shape[1])
     scatter = jax.vmap(lambda one: jax.random.normal(one, (BLOCK,), jnp.float32))(features).T
     scatter = jnp.where(instance.features[None, :], scatter, 0.0)
     centre = 0.0 if kind.isotropic else instance.centres[cluster]
@@ -270,15 +175,15 @@ def _rounds(
     utility = jnp.einsum("td,nd->tn", context, instance.theta, precision=HIGHEST)
     if kind.binary:
         utility = jnp.clip(0.5 + _SLOPE * utility + instance.table[cluster], 0.0, 1.0)
-        noise = _uniform(streams.noise)
+        noise = draws.block_uniform(streams.noise)
     else:
         noise = params.noise * jax.random.normal(streams.noise, (BLOCK,), jnp.float32)
     return Rounds(
         context=context,
         utility=jnp.where(instance.active[None, :], utility, -jnp.inf),
         noise=noise,
-        latency_uniform=_uniform(streams.latency),
-        reservoir_slot=_reservoir_slots(streams.reservoir, block),
+        latency_uniform=draws.block_uniform(streams.latency),
+        reservoir_slot=draws.reservoir_slots(streams.reservoir, block),
         policy_bits=jax.random.bits(streams.policy, (BLOCK, 2), jnp.uint32),
     )
 
@@ -361,7 +266,7 @@ def environment_params(
         ("theta_spread", theta_spread),
     ):
         checks.finite_at_least(label, value, 0.0)
-    checks.between("stay", stay, 0.0, MAX_STAY)
+    checks.between("stay", stay, 0.0, draws.MAX_STAY)
     checks.at_least("period", period, 1)
     return EnvironmentParams(
         noise=jnp.float32(noise),

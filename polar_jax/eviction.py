@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from polar_jax.controllers import admit_on_miss, least_resident, own_key, swap
+from polar_jax.controllers import (
+    admit_on_miss,
+    admit_sized,
+    least_resident,
+    own_key,
+    swap,
+)
 from polar_jax.routers import uniform_from_bits
 from polar_jax.types import Admission, AdmitInputs, Controller
 
@@ -89,6 +95,8 @@ def _admit_landlord(
     params: Any, state: LandlordState, inputs: AdmitInputs
 ) -> tuple[LandlordState, Admission]:
     del params
+    if inputs.room is not None:
+        return _admit_sized_landlord(state, inputs)
     outgoing, any_resident = least_resident(state.credit, inputs.resident)
     pays = ~inputs.resident[inputs.adapter] & any_resident
     rent = jnp.where(pays, state.credit[outgoing], 0.0)
@@ -97,11 +105,25 @@ def _admit_landlord(
     return LandlordState(credit=credit), admit_on_miss(inputs, state.credit)
 
 
+def _admit_sized_landlord(
+    state: LandlordState, inputs: AdmitInputs
+) -> tuple[LandlordState, Admission]:
+    """Rent per size, until those without credit make room: the last evicted sets the rent."""
+    density = state.credit / inputs.size
+    admission, evicted = admit_sized(inputs, density)
+    rent = jnp.max(jnp.where(evicted, density, 0.0))
+    left = jnp.maximum(state.credit - rent * inputs.size, 0.0)
+    credit = jnp.where(inputs.resident, left, state.credit)
+    credit = credit.at[inputs.adapter].set(inputs.paging_cost[inputs.adapter])
+    return LandlordState(credit=credit), admission
+
+
 def landlord() -> Controller:
-    """Landlord (Young 1998; GreedyDual-Size of Cao and Irani 1997), adapters of equal size.
+    """Landlord (Young 1998; GreedyDual-Size of Cao and Irani 1997).
 
     An adapter's credit is `c_i` when it is loaded and again at every use. A miss charges all
-    residents the least credit among them and evicts one that has none left. `K`-competitive
+    residents the least credit among them and evicts one that has none left; where adapters
+    differ in size, in proportion to their sizes and until the new one fits. `K`-competitive
     for the sequence of choices. The first set, which nobody has paid for, starts without credit.
     """
     return Controller(init=_init_landlord, admit=_admit_landlord, replan=None)
@@ -117,12 +139,13 @@ def _admit_fastlibra(
 ) -> tuple[UseState, Admission]:
     decayed = params.decay * state.probability
     probability = decayed.at[inputs.adapter].add(1.0 - params.decay)
-    admission = admit_on_miss(inputs, probability * inputs.paging_cost)
+    worth = probability * inputs.paging_cost
+    admission = admit_on_miss(inputs, worth if inputs.room is None else worth / inputs.size)
     return UseState(probability=probability), admission
 
 
 def fastlibra() -> Controller:
-    """Evicts the resident with the least expected cost of its absence, `p_i c_i`.
+    """Evicts the resident with the least expected cost of its absence, `p_i c_i` (per size).
 
     After FastLibra (arXiv:2505.03756), of which we know the abstract: its swapper decides by one
     cost model what to hold. Taken from it: the value of holding an adapter is how probable its

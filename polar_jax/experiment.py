@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from polar_jax import config as options
 from polar_jax import (
     figures,
     lanes,
@@ -18,7 +19,7 @@ from polar_jax import (
     tables,
 )
 from polar_jax.config import RunConfig
-from polar_jax.configured import Configured, configure
+from polar_jax.configured import Configured, configure, replay_sizes
 
 RESULTS_FILE, MANIFEST_FILE = "results.parquet", "manifest.json"
 FIGURE_FILE, REPORT_FILE = "regret.png", "report.html"
@@ -57,6 +58,9 @@ def prepare(config: RunConfig) -> Prepared:
       ValueError: for an option or a file that cannot be used; nothing has been written.
       OSError: for a file that cannot be read or a folder that cannot be written.
     """
+    options.check_environment(config)
+    replayed = options.is_replay(config.environment)
+    config = options.with_sizes(config, replay_sizes(config) if replayed else None)
     configured = configure(config)
     # Last, so that a bad option leaves no folder behind.
     folder = store.claim(config.out, overwrite=config.overwrite)
@@ -127,7 +131,9 @@ def _write(prepared: Prepared, results: lanes.Results) -> None:
             f"figures of {', '.join(unusable)} are not finite, as some option is too extreme for "
             f"float32; {str(folder.path / RESULTS_FILE)!r} holds them, nothing was drawn."
         )
-    comparison = summary.compare(results, problem.horizon)
+    comparison = summary.compare(
+        results, problem.horizon, linear_benchmark=prepared.configured.linear_benchmark
+    )
     regret_png = figures.regret_png(results)
     store.write(folder, FIGURE_FILE, lambda path: path.write_bytes(regret_png))
     page = report.render(comparison, details, regret_png)

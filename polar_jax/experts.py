@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from polar_jax.controllers import swap
-from polar_jax.types import Admission, AdmitInputs, Controller
+from polar_jax.controllers import exchange, leaving, swap
+from polar_jax.types import Admission, AdmitInputs, Controller, Room
 
 
 class ExpertParams(flax.struct.PyTreeNode):
@@ -94,7 +94,8 @@ def marginal_savings(q: Array, base: Array, sets: Array, least: Array) -> Array:
       q: `[N]` utilities.
       base: `[]` value with nothing resident, `max_i (q_i - c_i)`.
       sets: `[N, E']` bool.
-      least: `[N, E']` bool, the member of each set that is worth least.
+      least: `[N, E']` bool, the member of each set that is worth least; where adapters differ
+        in size `[N, N, E']`, the members (second axis) that make room for each adapter.
 
     Returns:
       `[N, E']`: for the best resident its lead over the second of `base` and the
@@ -105,9 +106,34 @@ def marginal_savings(q: Array, base: Array, sets: Array, least: Array) -> Array:
     largest, leader = _first_max(inside)
     second = jnp.max(jnp.where(leader, -jnp.inf, inside), axis=0)
     lead = jnp.maximum(largest - jnp.maximum(second, base), 0.0)
-    kept = jnp.where(jnp.any(leader & least, axis=0), second, largest)
-    beyond = jnp.maximum(q[:, None] - jnp.maximum(kept, base)[None, :], 0.0)
+    if least.ndim == 3:
+        kept = jnp.max(jnp.where(least, -jnp.inf, inside[None, :, :]), axis=1)
+        beyond = jnp.maximum(q[:, None] - jnp.maximum(kept, base), 0.0)
+    else:
+        kept = jnp.where(jnp.any(leader & least, axis=0), second, largest)
+        beyond = jnp.maximum(q[:, None] - jnp.maximum(kept, base)[None, :], 0.0)
     return jnp.where(sets, jnp.where(leader, lead[None, :], 0.0), beyond)
+
+
+def makes_room(room: Room, priority: Array, sets: Array) -> Array:
+    """Who makes room for every adapter in every virtual cache, the least priority first.
+
+    Args:
+      room: sizes and capacity.
+      priority: `[N, E']`; ties to the lowest index.
+      sets: `[N, E']` bool, sets that fit.
+
+    Returns:
+      `[N, N, E']` bool, incoming by leaving; all leave for an adapter that never fits.
+    """
+    size = jnp.where(sets, room.size[:, None], 0)  # [N, E']
+    need = room.size[:, None] - (room.capacity - jnp.sum(size, axis=0, dtype=jnp.int32))[None, :]
+    rows = _rows(sets.shape[0])
+    earlier = (priority[:, None, :] < priority[None, :, :]) | (
+        (priority[:, None, :] == priority[None, :, :]) & (rows < rows.T)[:, :, None]
+    )
+    freed = jnp.sum(jnp.where(earlier, size[:, None, :], 0), axis=0, dtype=jnp.int32)
+    return sets[None, :, :] & (freed[None, :, :] < need[:, None, :])
 
 
 def score_decay(params: ExpertParams, clock: Array, dtype: Any = jnp.float32) -> Array:
@@ -155,9 +181,48 @@ def _follow_values(
     return sets, jnp.where(buy, top_cost, 0.0), deficit
 
 
-def _follow_lru(state: ExpertState, route: Array) -> tuple[Array, Array]:
+def _follow_sized_values(
+    state: ExpertState,
+    room: Room,
+    value: Array,
+    route: Array,
+    top: Array,
+    shortfall: Array,
+    top_cost: Array,
+) -> tuple[Array, Array, Array]:
+    """`_follow_values` where adapters differ in size.
+
+    A newcomer's value must reach that of all who make room for it, the least value per size
+    first.
+    """
+    sets = state.sets[:, :-1]
+    out = makes_room(room, value / room.relative[:, None], sets)
+    never = room.size > room.capacity
+    lost = jnp.sum(jnp.where(out, value[None, :, :], jnp.zeros_like(value)[None, :, :]), axis=1)
+    worthy = (value >= lost) & ~never[:, None]
+    missed = _at(route, sets.astype(jnp.int32)) == 0
+    swap_missed = missed & jnp.any(route & worthy, axis=0)
+    outside = ~jnp.any(top[:, None] & sets, axis=0)
+    wanted = ~missed & outside
+    grown = jnp.where(wanted, shortfall, 0.0)[None, :]
+    deficit = state.deficit + jnp.where(top[:, None], grown, 0.0)
+    ripe = _at(jnp.broadcast_to(top[:, None], value.shape), deficit) >= top_cost
+    buy = wanted & ripe & jnp.any(top[:, None] & worthy, axis=0)
+    incoming = jnp.where(buy[None, :], top[:, None], route)
+    leaves = jnp.any(incoming[:, None, :] & out, axis=0)
+    sets = jnp.where((swap_missed | buy)[None, :], (sets & ~leaves) | incoming, sets)
+    deficit = jnp.where(top[:, None] & buy[None, :], 0.0, deficit)
+    return sets, jnp.where(buy, top_cost, 0.0), deficit
+
+
+def _follow_lru(state: ExpertState, route: Array, room: Room | None) -> tuple[Array, Array]:
     """Moves the LRU expert: its `[N]` set and last uses after using `route` (one-hot)."""
     lru_set = state.sets[:, -1]
+    if room is not None:
+        used, missed = jnp.argmax(route).astype(jnp.int32), ~jnp.any(route & lru_set)
+        leaves, enters = leaving(room, state.last_use, lru_set, used, missed)
+        moved = exchange(lru_set, used, leaves, enters)
+        return moved, jnp.where(route, state.clock, state.last_use)
     oldest = jnp.where(lru_set, state.last_use, jnp.iinfo(jnp.int32).max)
     out = jnp.arange(route.shape[0], dtype=jnp.int32) == jnp.argmin(oldest).astype(jnp.int32)
     swappable = ~jnp.any(route & lru_set) & jnp.any(lru_set)
@@ -180,17 +245,28 @@ def _follow_best(
     Returns:
       `([N] real deficits, [] bool whether a load was bought, the admission)`.
     """
-    shortest = state.value[:, 0]
+    shortest, room = state.value[:, 0], inputs.room
 
     def outgoing(resident: Array) -> tuple[Array, Array]:
+        """Who leaves first, or all who may where sizes differ; and whether that is enough."""
         removable = resident & ~best_set
+        if room is not None:
+            # The followed set fits, and all that is kept beside the newcomer is part of it.
+            return removable, jnp.ones((), bool)
         candidates = jnp.where(removable, shortest, jnp.inf)
         return jnp.argmin(candidates).astype(jnp.int32), jnp.any(removable)
+
+    def replaced(resident: Array, incoming: Array, out: Array, allowed: Array) -> Array:
+        if room is None:
+            return swap(resident, incoming, out, allowed)
+        order = shortest / room.relative
+        leaves, enters = leaving(room, order, resident, incoming, allowed, out)
+        return exchange(resident, incoming, leaves, enters)
 
     adapter = inputs.adapter
     out, removable = outgoing(inputs.resident)
     paid = ~inputs.resident[adapter] & best_set[adapter] & removable
-    resident = swap(inputs.resident, adapter, out, paid)
+    resident = replaced(inputs.resident, adapter, out, paid)
 
     def value_of(members: Array) -> Array:
         return jnp.max(jnp.where(members, q, q - inputs.paging_cost))
@@ -202,7 +278,7 @@ def _follow_best(
     ripe = wanted & (deficit[route] >= inputs.switch_cost[route])
     out, removable = outgoing(resident)
     buy = ripe & removable
-    resident = swap(resident, route, out, buy)
+    resident = replaced(resident, route, out, buy)
     deficit = jnp.where(here & ripe, 0.0, deficit)
     return deficit, buy, Admission(resident=resident, bought=here & buy)
 
@@ -234,13 +310,18 @@ def admit(
 
     value_sets = state.sets[:, :-1]
     value = jnp.asarray(params.value_decay, q.dtype)[None, :] * state.value
-    _, least = _first_max(jnp.where(value_sets, -value, -jnp.inf))
+    if inputs.room is None:
+        _, least = _first_max(jnp.where(value_sets, -value, -jnp.inf))
+    else:
+        least = makes_room(inputs.room, value / inputs.room.relative[:, None], value_sets)
     value = value + marginal_savings(q, base, value_sets, least)
     top_cost = jnp.sum(jnp.where(top, inputs.paging_cost, jnp.zeros_like(q)))
-    sets, bought, deficit = _follow_values(
-        state, value, route[:, :-1], top, shortfall[:-1], top_cost
-    )
-    lru_set, last_use = _follow_lru(state, route[:, -1])
+    moves = value, route[:, :-1], top, shortfall[:-1], top_cost
+    if inputs.room is None:
+        sets, bought, deficit = _follow_values(state, *moves)
+    else:
+        sets, bought, deficit = _follow_sized_values(state, inputs.room, *moves)
+    lru_set, last_use = _follow_lru(state, route[:, -1], inputs.room)
     sets = jnp.concatenate([sets, lru_set[:, None]], axis=1)
     loss = loss.at[:-1].add(bought)
     # Only differences count; sums over a long memory would not resolve them in float32.

@@ -15,13 +15,16 @@ from jax import Array
 
 from polar_jax import (
     cache_search,
+    capacity,
     checks,
+    draws,
     environments,
     epochs,
     metrics,
     oracles,
     paging,
     replanning,
+    replay_streams,
     simulate,
 )
 from polar_jax.policies import Policy, Problem
@@ -29,6 +32,7 @@ from polar_jax.types import ChunkClock, Decisions, Environment, LaneInputs, Lane
 
 # Uses of a seed's key beside the environment's own streams, which count from 0.
 _ORACLE_STREAM, _COST_STREAM = 1_001, 1_002
+_SCHEDULE = tuple(field.name for field in dataclasses.fields(epochs.Schedule))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Experiment:
     Attributes:
       problem: sizes.
       environment: the request stream.
-      environment_params: its constants.
+      environment_params: its constants, and the data that it replays.
       costs: paging costs.
       policies: the policies, run on the same requests.
       seeds: the seeds; each gives one lane per policy.
@@ -80,7 +84,7 @@ class Experiment:
 
     problem: Problem
     environment: Environment
-    environment_params: environments.EnvironmentParams
+    environment_params: environments.EnvironmentParams | replay_streams.ReplayParams
     costs: Costs
     policies: Sequence[Policy]
     seeds: Sequence[int]
@@ -98,6 +102,7 @@ class Experiment:
         own = Shape(self.problem.num_adapters, self.problem.context_dim)
         if any(room < size for room, size in zip(self.compiled_shape, own, strict=True)):
             raise ValueError(f"shape must be at least the problem's {own}, got {self.shape}.")
+        replay_streams.check_sizes(self.environment_params, own.num_adapters, own.context_dim)
         epochs.curve_rounds(self.problem.horizon, self.shorter_horizons)
         if not self.policies:
             raise ValueError("policies must name at least one policy, got none.")
@@ -142,11 +147,15 @@ class Sizes(NamedTuple):
     num_adapters: Any  # [] int32
     cache_slots: Any  # [] int32
     context_dim: Any  # [] int32
+    room: Any = None  # types.Room where adapters differ in size
 
 
-def sizes(problem: Problem) -> Sizes:
-    """The sizes of a problem, as host scalars."""
-    return Sizes(*(np.int32(size) for size in problem[:3]))
+def sizes(problem: Problem, shape: Shape, dtype: Any) -> Sizes:
+    """The sizes of a problem, as host arrays."""
+    held = problem.differing
+    room = None if held is None else capacity.room(held, shape.num_adapters, dtype)
+    own = problem.num_adapters, problem.cache_slots, problem.context_dim
+    return Sizes(*(np.int32(size) for size in own), room=room)
 
 
 def _lane_inputs(
@@ -165,12 +174,13 @@ def _lane_inputs(
         paging_cost=cost,
         switch_cost=cost,
         paging_ms=jnp.where(synthetic, cost / jnp.where(synthetic, price, 1.0), measured),
-        size=jnp.ones_like(cost),
+        size=jnp.ones_like(cost) if own.room is None else own.room.relative,
         cache_slots=own.cache_slots,
         active=active,
         num_features=own.context_dim,
         samples_ms=costs["samples_ms"],
         sample_count=costs["sample_count"],
+        room=own.room,
     )
 
 
@@ -195,6 +205,29 @@ def cost_arrays(
     }
 
 
+def kinship(experiment: Experiment) -> Any:
+    """What experiments must have in common to run side by side; hashable."""
+    policies = tuple(
+        (one.rule, *(getattr(one.schedule, part).tobytes() for part in _SCHEDULE))
+        for one in experiment.policies
+    )
+    samples = cost_arrays(experiment.costs, *adapter_counts(experiment), np.float32)
+    return (
+        experiment.problem,
+        experiment.environment,
+        experiment.compiled_shape,
+        np.dtype(experiment.dtype),
+        experiment.shorter_horizons,
+        policies,
+        samples["samples_ms"].shape,
+    )
+
+
+def adapter_counts(experiment: Experiment) -> tuple[int, int]:
+    """Adapters of an experiment, and those that its programs are compiled for."""
+    return experiment.problem.num_adapters, experiment.compiled_shape.num_adapters
+
+
 def setup(
     env: Environment,
     shape: Shape,
@@ -204,8 +237,10 @@ def setup(
     params: Any,
     costs: dict[str, Array],
     own: Sizes,
+    data: Any,
 ) -> Setup:
     """Draws the environment instance and the costs of one seed."""
+    params = replay_streams.joined(params, data)
     key = stream_key(base_seed, seed)
     active = jnp.arange(shape.num_adapters, dtype=jnp.int32) < own.num_adapters
     features = jnp.arange(shape.context_dim, dtype=jnp.int32) < own.context_dim
@@ -223,9 +258,11 @@ def draw(
     instance: Any,
     params: Any,
     first_block: Array,
+    data: Any,
 ) -> Rounds:
     """The `num_rounds` rounds of a chunk, whole blocks, cast to the run's dtype."""
-    blocks = first_block + jnp.arange(num_rounds // environments.BLOCK, dtype=jnp.int32)
+    params = replay_streams.joined(params, data)
+    blocks = first_block + jnp.arange(num_rounds // draws.BLOCK, dtype=jnp.int32)
     drawn = jax.vmap(lambda block: env.rounds(key, params, instance, block))(blocks)
     rounds: Rounds = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), drawn)
     unread = {
@@ -237,12 +274,15 @@ def draw(
         name: jnp.zeros_like(getattr(rounds, name)) for name, read in unread.items() if not read
     }
     # Drawn in float32 whatever the dtype: JAX draws other numbers in float64.
-    return rounds._replace(
-        context=rounds.context.astype(dtype),
-        utility=rounds.utility.astype(dtype),
-        noise=rounds.noise.astype(dtype),
-        **blanks,
-    )
+    floats = ("context", "utility", "noise", "benchmark", "arrival_gap")
+    given = {name: getattr(rounds, name) for name in floats}
+    cast = {name: one.astype(dtype) for name, one in given.items() if one is not None}
+    return rounds._replace(**cast, **blanks)
+
+
+def known(rounds: Rounds) -> Array:
+    """`[..., N]` what perfect routing knows of the rounds: `C*` is chosen on it."""
+    return rounds.utility if rounds.benchmark is None else rounds.benchmark
 
 
 def oracle_rounds(env: Environment, horizon: int) -> np.ndarray:
@@ -275,9 +315,9 @@ def oracle(
     inputs: LaneInputs, sample: Array, weight: Array, table: cache_search.SubsetTable
 ) -> Array:
     """`[N]` the static oracle's set from the first of `sample`, with weights `[m]`."""
-    utility = sample[: oracles.ORACLE_CONTEXTS]
+    utility, slots = sample[: oracles.ORACLE_CONTEXTS], inputs.cache_slots
     return oracles.oracle_of(
-        utility, inputs.paging_cost, weight, inputs.active, inputs.cache_slots, table
+        utility, inputs.paging_cost, weight, inputs.active, slots, table, inputs.room
     )
 
 
@@ -285,6 +325,12 @@ def subset_tables(
     problem: Problem, shape: Shape
 ) -> tuple[cache_search.SubsetTable, cache_search.SubsetTable]:
     """Subsets that the oracle and the controllers enumerate."""
+    held = problem.differing
+    if held is not None:
+        return (
+            oracles.oracle_fitting_sets(held, shape.num_adapters),
+            replanning.controller_fitting_sets(held, shape.num_adapters),
+        )
     own = problem.num_adapters, problem.cache_slots
     return (
         oracles.oracle_subsets(*own, shape.num_adapters),
@@ -301,11 +347,17 @@ class PolicyData(NamedTuple):
     first: Any  # [N] bool, the set to start from otherwise
 
 
+# Sets that do not depend on how many adapters fit: whether they hold an adapter.
+_HELD = {"all": True, "none": False}
+
+
 def policy_data(policy: Policy, shape: Shape, dtype: Any) -> PolicyData:
     """A policy's constants in the run's dtype, and the set that it starts from."""
     problem = policy.problem
-    adapters = np.arange(shape.num_adapters)
-    most = {"all": problem.num_adapters, "none": 0}
+    first = np.zeros(shape.num_adapters, bool)
+    first[: problem.num_adapters] = problem.first_set()
+    if policy.first_set in _HELD:
+        first[: problem.num_adapters] = _HELD[policy.first_set]
     quotas = np.full(32, policy.quotas[-1], np.int32)  # a horizon below 2^31 has no more epochs
     quotas[: policy.quotas.size] = policy.quotas[:32]
 
@@ -316,7 +368,7 @@ def policy_data(policy: Policy, shape: Shape, dtype: Any) -> PolicyData:
         params=jax.tree.map(cast, policy.params),
         quotas=quotas,
         use_oracle=np.asarray(policy.first_set == "oracle"),
-        first=adapters < most.get(policy.first_set, problem.cache_slots),
+        first=first,
     )
 
 
@@ -348,7 +400,8 @@ def advance(
     """One chunk of one lane: decisions, then their figures summed over curve intervals."""
     lane = simulate.Lane(policy.rule, data.params, inputs, data.quotas, subsets, env.binary_reward)
     state, decisions = simulate.run_chunk(lane, state, rounds, clock)
-    parts = metrics.round_parts(rounds, decisions, inputs, oracle_set)
+    parts, backlog = metrics.round_parts(rounds, decisions, inputs, oracle_set, state.backlog_ms)
+    state = state.replace(backlog_ms=backlog)
     sums = metrics.interval_sums(
         parts, jnp.asarray(clock.interval), num_intervals=epochs.NUM_INTERVALS
     )

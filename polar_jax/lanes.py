@@ -5,7 +5,6 @@ A *lane* is one simulation: one policy on one seed. This module is the host's lo
 `Snapshot` of arrays, from which it goes on bit by bit as if nothing had happened.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from polar_jax import chunks, environments, epochs, lane_calls, oracles, programs
+from polar_jax import chunks, draws, epochs, lane_calls, oracles, programs, replay_streams
 from polar_jax.lane_calls import Costs, Experiment, Shape
 from polar_jax.programs import tile_width
 from polar_jax.results import PolicyResult, Progress, Results, Wave, results_of
@@ -33,9 +32,6 @@ __all__ = [
     "run_many",
     "tile_width",
 ]
-
-
-_SCHEDULE = tuple(field.name for field in dataclasses.fields(epochs.Schedule))
 
 
 def run(experiment: Experiment, **options: Any) -> Results:
@@ -86,11 +82,11 @@ def run_many(
       MemoryError: if one tile needs more memory than is allowed.
       StoppedError: if the watch said so.
     """
-    if chunk_rounds is not None and (chunk_rounds < 1 or chunk_rounds % environments.BLOCK):
+    if chunk_rounds is not None and (chunk_rounds < 1 or chunk_rounds % draws.BLOCK):
         raise ValueError(
-            f"chunk_rounds must be a positive multiple of {environments.BLOCK}, got {chunk_rounds}."
+            f"chunk_rounds must be a positive multiple of {draws.BLOCK}, got {chunk_rounds}."
         )
-    if len({kinship(experiment) for experiment in experiments}) != 1:
+    if len({lane_calls.kinship(experiment) for experiment in experiments}) != 1:
         raise ValueError(
             "experiments must be equal in problem, environment, shape, dtype, horizons and in "
             f"their policies' rules and schedules; got {len(experiments)} that are not."
@@ -107,28 +103,6 @@ def memory(experiments: Sequence[Experiment], *, num_devices: int | None = None)
       num_devices: at most so many devices; all of them where None.
     """
     return _Run(experiments, num_devices, None, False, None).compile(lambda _: None).wave_bytes
-
-
-def kinship(experiment: Experiment) -> Any:
-    """What experiments must have in common to run side by side; hashable."""
-    policies = tuple(
-        (one.rule, *(getattr(one.schedule, part).tobytes() for part in _SCHEDULE))
-        for one in experiment.policies
-    )
-    samples = lane_calls.cost_arrays(experiment.costs, *_adapters(experiment), np.float32)
-    return (
-        experiment.problem,
-        experiment.environment,
-        experiment.compiled_shape,
-        np.dtype(experiment.dtype),
-        experiment.shorter_horizons,
-        policies,
-        samples["samples_ms"].shape,
-    )
-
-
-def _adapters(experiment: Experiment) -> tuple[int, int]:
-    return experiment.problem.num_adapters, experiment.compiled_shape.num_adapters
 
 
 _PER_LANE = ("oracle_set", "paging_cost", "paging_ms")
@@ -169,10 +143,10 @@ class _Run:
 
         return (
             np.asarray([one.base_seed for one in self.experiments], np.int32),
-            stacked([one.environment_params for one in self.experiments]),
+            stacked([self._stream(one)[0] for one in self.experiments]),
             stacked(
                 [
-                    lane_calls.cost_arrays(one.costs, *_adapters(one), dtype)
+                    lane_calls.cost_arrays(one.costs, *lane_calls.adapter_counts(one), dtype)
                     for one in self.experiments
                 ]
             ),
@@ -182,10 +156,16 @@ class _Run:
             ],
         )
 
-    def _shared_arrays(self) -> tuple[Any, Any, Any]:
+    def _stream(self, experiment: Experiment) -> tuple[Any, Any]:
+        """A stream's constants, and the data that it replays, which kin have in common."""
+        return replay_streams.split(experiment.environment_params, *self.first.compiled_shape)
+
+    def _shared_arrays(self) -> tuple[Any, Any, Any, Any]:
         problem, shape = self.first.problem, self.first.compiled_shape
         tables = lane_calls.subset_tables(problem, shape)
-        return self.place.shared((lane_calls.sizes(problem), *tables))
+        replayed = self._stream(self.first)[1]
+        sizes = lane_calls.sizes(problem, shape, self.first.dtype)
+        return self.place.shared((sizes, replayed, *tables))
 
     @property
     def _num_policies(self) -> int:
@@ -206,9 +186,14 @@ class _Run:
         cell = self.cell[lanes]
         base, stream, costs, data = jax.tree.map(lambda values: values[cell], self.cells)
         own = self.place.lanes((self.seed[lanes], base, stream, costs, data))
-        sizes, *tables = self.shared
+        sizes, replayed, *tables = self.shared
         return programs.WaveInputs(
-            *own[:4], data=own[4], sizes=sizes, oracle_subsets=tables[0], subsets=tables[1]
+            *own[:4],
+            data=own[4],
+            sizes=sizes,
+            replayed=replayed,
+            oracle_subsets=tables[0],
+            subsets=tables[1],
         )
 
     def compile(self, report: Callable[[Progress], None]) -> programs.Programs:
@@ -275,7 +260,8 @@ class _Run:
         inputs = tile.inputs
         tile.setup = self._settled(
             self.calls.setup(
-                inputs.seed, inputs.base_seed, inputs.stream, inputs.costs, inputs.sizes
+                *(inputs.seed, inputs.base_seed, inputs.stream, inputs.costs),
+                *(inputs.sizes, inputs.replayed),
             )
         )
         if resume is not None and f"{number}/chosen" in resume.arrays:
@@ -294,10 +280,12 @@ class _Run:
         empty = np.zeros(self.sample_shape.shape, self.sample_shape.dtype)
         sample, filled = self.place.lanes(empty), 0
         for first in np.unique(self.sampled // self.chunk) * self.chunk:
-            block = np.int32(first // environments.BLOCK)
-            rounds = self.calls.draw(key, tile.setup.instance, tile.inputs.stream, block)
+            block = np.int32(first // draws.BLOCK)
+            rounds = self._draw(tile, key, block)
             picks, count = programs.picks_of_chunk(self.sampled, int(first), self.chunk)
-            sample = self._settled(self.calls.pick(sample, rounds.utility, picks, np.int32(filled)))
+            sample = self._settled(
+                self.calls.pick(sample, lane_calls.known(rounds), picks, np.int32(filled))
+            )
             filled += count
         weight = np.arange(oracles.ORACLE_CONTEXTS) < filled
         return self._settled(
@@ -309,14 +297,17 @@ class _Run:
             )
         )
 
+    def _draw(self, tile: WaveState, key: Array, block: np.int32) -> Any:
+        """The rounds of a chunk."""
+        stream, replayed = tile.inputs.stream, tile.inputs.replayed
+        return self.calls.draw(key, tile.setup.instance, stream, block, replayed)
+
     def _call(self, tile: WaveState, number: int, first: int, clocks: Sequence[Any]) -> None:
         """One policy through one chunk."""
         policy = number % self._num_policies
         if tile.current is None:
-            block = np.int32(first // environments.BLOCK)
-            tile.current = self._settled(
-                self.calls.draw(tile.setup.key, tile.setup.instance, tile.inputs.stream, block)
-            )
+            block = np.int32(first // draws.BLOCK)
+            tile.current = self._settled(self._draw(tile, tile.setup.key, block))
             if self.keep:
                 tile.rounds.append(jax.tree.map(np.asarray, tile.current))
         # An accelerator works on the next chunk while the host adds the one before.
@@ -438,7 +429,9 @@ class _Run:
                 slice(int(bounds[cell]), int(bounds[cell + 1])),
                 names=[policy.name for policy in one.policies],
                 marks=epochs.curve_rounds(problem.horizon, one.shorter_horizons),
-                oracle_exact=oracles.oracle_is_exact(problem.num_adapters, problem.cache_slots),
+                oracle_exact=oracles.oracle_is_exact(
+                    problem.num_adapters, problem.cache_slots, problem.differing
+                ),
                 tile=self.tile,
                 num_devices=self.place.num_devices,
                 compile_seconds=compile_seconds,

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 import polar_jax
-from polar_jax.config import RunConfig
+from polar_jax.config import RunConfig, num_slots
 from polar_jax.configured import Configured
 from polar_jax.lanes import Experiment, Results
 
@@ -42,11 +42,12 @@ def build(
         "options": {
             name: str(value) if isinstance(value, pathlib.Path) else value
             for name, value in dataclasses.asdict(config).items()
-        },
-        "problem": experiment.problem._asdict(),
+        }
+        | {"slots": num_slots(config)},
+        "problem": _problem(experiment),
         "policies": [policy.name for policy in experiment.policies],
         "policy_settings": dataclasses.asdict(configured.settings),
-        "environment": _environment(experiment),
+        "environment": _environment(experiment) | configured.replay,
         "paging": _paging(experiment, configured.paging_origin),
         "seeds": [int(seed) for seed in experiment.seeds],
         "base_seed": experiment.base_seed,
@@ -58,6 +59,18 @@ def build(
         "seconds_running": round(results.run_seconds, 3),
         "decisions": results.num_decisions,
         "decisions_per_second": round(decisions_per_second),
+    }
+
+
+def _problem(experiment: Experiment) -> dict[str, Any]:
+    """The problem's sizes; capacity and sizes in bytes where they stand in place of slots."""
+    described = experiment.problem._asdict()
+    held = described.pop("memory")
+    if held is None:
+        return described
+    return described | {
+        "capacity_bytes": held.capacity_bytes,
+        "size_bytes": list(held.size_bytes),
     }
 
 
@@ -96,6 +109,7 @@ def _environment(experiment: Experiment) -> dict[str, Any]:
         **{
             field.name: float(str(getattr(params, field.name)))
             for field in dataclasses.fields(params)
+            if field.name != "data"
         },
     }
 

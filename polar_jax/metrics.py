@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from polar_jax import cache_value, paging
-from polar_jax.environments import BLOCK
+from polar_jax import paging
+from polar_jax.draws import BLOCK
 from polar_jax.linalg import HIGHEST
 from polar_jax.types import Decisions, LaneInputs, Rounds
 
@@ -27,12 +27,17 @@ PARTS = (
     "paging_ms",
     "switching_ms",
     "loads",
+    "waiting_ms",
 )
 
 
 def round_parts(
-    rounds: Rounds, decisions: Decisions, inputs: LaneInputs, oracle_set: Array
-) -> Array:
+    rounds: Rounds,
+    decisions: Decisions,
+    inputs: LaneInputs,
+    oracle_set: Array,
+    backlog_ms: Array,
+) -> tuple[Array, Array]:
     """What each round contributed to every figure.
 
     Args:
@@ -40,9 +45,12 @@ def round_parts(
       decisions: what the lane did in them.
       inputs: the lane's costs and latencies.
       oracle_set: `[N]` bool, the static oracle `C*`.
+      backlog_ms: `[]` milliseconds that loads were still to take when the request before
+        these rounds was served.
 
     Returns:
-      `[n, len(PARTS)]`. The regret is `routing + caching + switching` up to rounding.
+      `([n, len(PARTS)], backlog after the last round)`. The regret is `routing + caching +
+      switching` up to rounding.
     """
     cost, utility = inputs.paging_cost, rounds.utility
     adapters = jnp.arange(cost.shape[0], dtype=jnp.int32)
@@ -50,8 +58,9 @@ def round_parts(
     served = jnp.where(decisions.resident, utility, utility - cost[None, :])
     gained = jnp.sum(jnp.where(used, served, 0.0), axis=1)
     missed = ~jnp.any(used & decisions.resident, axis=1)
-    with_oracle = cache_value.set_value(utility, cost, oracle_set)
-    with_set = jnp.max(served, axis=1)
+    with_oracle = _known_value(rounds, cost, oracle_set[None, :])
+    with_set = _known_value(rounds, cost, decisions.resident)
+    with_all = _known_value(rounds, cost, jnp.ones_like(oracle_set)[None, :])
     routing = with_set - gained
     net = gained - decisions.switch_cost
     if inputs.samples_ms.shape[1] == 0:
@@ -62,20 +71,63 @@ def round_parts(
             inputs.samples_ms, inputs.sample_count, decisions.adapter, rounds.latency_uniform
         )
         latency = drawn.astype(utility.dtype)
+    paging_ms = jnp.where(missed, latency, 0.0)
+    waiting_ms, backlog_ms = _waiting(rounds, paging_ms + decisions.switch_ms, backlog_ms)
     columns = {
         "regret": with_oracle - net,
         "regret_routing": routing,
         "regret_forced": jnp.where(decisions.forced, routing, 0.0),
         "regret_caching": with_oracle - with_set,
         "regret_switching": decisions.switch_cost,
-        "loss_to_full": jnp.max(utility, axis=1) - net,
+        "loss_to_full": with_all - net,
         "net_utility": net,
         "page_ins": missed.astype(utility.dtype),
-        "paging_ms": jnp.where(missed, latency, 0.0),
+        "paging_ms": paging_ms,
         "switching_ms": decisions.switch_ms,
         "loads": decisions.loads.astype(utility.dtype),
+        "waiting_ms": waiting_ms,
     }
-    return jnp.stack([columns[name] for name in PARTS], axis=1)
+    return jnp.stack([columns[name] for name in PARTS], axis=1), backlog_ms
+
+
+def _known_value(rounds: Rounds, paging_cost: Array, resident: Array) -> Array:
+    """`[n]` what perfect routing gets with some sets `[n or 1, N]`.
+
+    It knows the utilities, or the benchmark's predictions of them: then what counts is the
+    utility of the adapter that they choose.
+    """
+    penalty = jnp.where(resident, 0.0, paging_cost[None, :])
+    if rounds.benchmark is None:
+        return jnp.max(rounds.utility - penalty, axis=1)
+    adapters = jnp.arange(paging_cost.shape[0], dtype=jnp.int32)
+    best = jax.lax.argmax(rounds.benchmark - penalty, 1, jnp.int32)
+    chosen = best[:, None] == adapters[None, :]
+    return jnp.sum(jnp.where(chosen, rounds.utility - penalty, 0.0), axis=1)
+
+
+def _waiting(rounds: Rounds, load_ms: Array, backlog_ms: Array) -> tuple[Array, Array]:
+    """How long each request waited for the loads before it (Lindley's recursion).
+
+    Loads take place one after the other; what arrives meanwhile waits, hit or miss.
+
+    Args:
+      rounds: `n` rounds.
+      load_ms: `[n]` milliseconds of loading that each caused.
+      backlog_ms: `[]` what was left when the request before was served.
+
+    Returns:
+      `([n] milliseconds, backlog after the last)`; zeros where requests have no times.
+    """
+    if rounds.arrival_gap is None:
+        return jnp.zeros_like(load_ms), backlog_ms
+
+    def serve(backlog: Array, one: tuple[Array, Array]) -> tuple[Array, Array]:
+        gap, load = one
+        waiting = jnp.maximum(backlog - gap, 0.0)
+        return waiting + load, waiting
+
+    backlog_ms, waiting_ms = jax.lax.scan(serve, backlog_ms, (rounds.arrival_gap, load_ms))
+    return waiting_ms, backlog_ms
 
 
 def interval_sums(parts: Array, interval: Array, *, num_intervals: int) -> Array:

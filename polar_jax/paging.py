@@ -18,11 +18,12 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
+from polar_jax import checks
+
 # Far above any load time (eleven days), far below where float32 overflows: a larger
 # value is a unit mistake or a corrupt file.
 MAX_MS = 1e9
-# Sizes up to here are exact in float64, which readers may go through.
-MAX_BYTES = 2**53
+MAX_BYTES = checks.MAX_BYTES
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60

@@ -13,16 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polar_jax import (
+    capacity,
     checks,
     controllers,
-    environments,
+    draws,
     epochs,
     eviction,
     experts,
     online_submodular,
+    problems,
     replanning,
     routers,
 )
+from polar_jax.problems import Problem
 from polar_jax.types import Controller, PolicyParams, Router, Rule
 
 
@@ -73,7 +76,7 @@ class Settings:
     search: str = "greedy"
     search_plus: str = "exact"
     sample: str = "recent"
-    window: int = environments.RESERVOIR_SLOTS
+    window: int = draws.RESERVOIR_SLOTS
     quota_scale: float = 1.0
     value_half_life: float = 100.0
     margin: float = 0.2
@@ -109,9 +112,9 @@ class Settings:
         checks.one_of("beta", self.beta, routers.BETAS)
         checks.one_of("sample", self.sample, ("recent", "reservoir"))
         checks.between("window", self.window, 1, checks.MAX_WINDOW, whole=True)
-        if self.sample == "reservoir" and self.window != environments.RESERVOIR_SLOTS:
+        if self.sample == "reservoir" and self.window != draws.RESERVOIR_SLOTS:
             raise ValueError(
-                f"a reservoir has window = {environments.RESERVOIR_SLOTS}, got {self.window}."
+                f"a reservoir has window = {draws.RESERVOIR_SLOTS}, got {self.window}."
             )
         for label in ("search", "search_plus"):
             checks.one_of(label, getattr(self, label), replanning.SEARCHES)
@@ -119,15 +122,6 @@ class Settings:
             raise ValueError("expert_half_lives must hold at least one half-life, got none.")
         for half_life in self.expert_half_lives:
             checks.finite_at_least("expert_half_lives", half_life, 0.0, above=True)
-
-
-class Problem(NamedTuple):
-    """The sizes that a policy is made for."""
-
-    num_adapters: int
-    cache_slots: int
-    context_dim: int
-    horizon: int
 
 
 class Policy(NamedTuple):
@@ -196,7 +190,7 @@ def _compose(
             router=router or routers.linucb(beta=settings.beta),
             controller=controller,
             sample=settings.sample if replans else "recent",
-            window=settings.window if replans else environments.RESERVOIR_SLOTS,
+            window=settings.window if replans else draws.RESERVOIR_SLOTS,
         ),
         params=PolicyParams(
             router=_router_params(settings, cost_weight=cost_weight),
@@ -395,6 +389,9 @@ _BUILDERS: dict[str, Callable[[Problem, Settings], Policy]] = {
     ),
 }
 NAMES = tuple(_BUILDERS)
+# Their rules, and the search's bound, are for a number of adapters.
+SLOTS_ONLY = ("arc", "lecar", "polar_oexp")
+SIZED = tuple(name for name in NAMES if name not in SLOTS_ONLY)
 # Policies that know what no server can know; they are excluded from "best policy".
 ORACLES = ("oracle", "oracle_cache", "full_cache")
 
@@ -406,6 +403,7 @@ def policy(
     cache_slots: int,
     context_dim: int,
     horizon: int,
+    memory: capacity.Memory | None = None,
     settings: Settings | None = None,
 ) -> Policy:
     """A named policy for one problem size.
@@ -416,13 +414,16 @@ def policy(
       cache_slots: `K`, in `[0, N]`.
       context_dim: `d`, at least 1.
       horizon: `T`, in `[1, 2^31 - 1]`.
+      memory: sizes and capacity in place of slots, as `sized_problem` has them; `cache_slots` is
+        then how many adapters fit at once at most.
       settings: constants; defaults where None.
 
     Returns:
       The policy.
 
     Raises:
-      ValueError: for an unknown name or a size outside its range.
+      ValueError: for an unknown name, a size outside its range, or a policy or a search that
+        needs slots where adapters differ in size.
     """
     checks.one_of("policy", name, NAMES)
     checks.at_least("num_adapters", num_adapters, 1)
@@ -432,5 +433,9 @@ def policy(
         raise ValueError(
             f"cache_slots must be in [0, num_adapters={num_adapters}], got {cache_slots}."
         )
-    problem = Problem(num_adapters, cache_slots, context_dim, horizon)
-    return _BUILDERS[name](problem, settings or Settings())
+    problem = Problem(num_adapters, cache_slots, context_dim, horizon, memory)
+    own = settings or Settings()
+    searches = {"polar": own.search, "polar_plus": own.search_plus}
+    search = searches.get(name.removesuffix("_no_forced"), "")
+    problems.check_memory(problem, name, search, counting_slots=SLOTS_ONLY, others=SIZED)
+    return _BUILDERS[name](problem, own)

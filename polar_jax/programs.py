@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from polar_jax import chunks, environments, epochs, lane_calls, oracles, paging
+from polar_jax import chunks, draws, epochs, lane_calls, oracles, paging
 from polar_jax.lane_calls import Experiment, Needs, Setup, Shape
 from polar_jax.types import ChunkClock, LaneState, Rounds
 
@@ -60,7 +60,7 @@ def _lane_bytes(shape: Shape) -> tuple[int, int]:
     # utilities and decisions; the oracle sees its sample twice; a replan holds every
     # sampled direction.
     chunk = chunks.MAX_ROUNDS * (3 * n + 2 * d + 16) + 2 * oracles.ORACLE_CONTEXTS * n
-    planned = environments.RESERVOIR_SLOTS * (n * d + 64)
+    planned = draws.RESERVOIR_SLOTS * (n * d + 64)
     return 4 * 2 * n * d * (3 * d + 4), 4 * (chunk + planned)
 
 
@@ -170,6 +170,7 @@ class WaveInputs(NamedTuple):
     costs: dict[str, Any]  # lane_calls.cost_arrays, [L, ...] each
     data: list[Any]  # lane_calls.PolicyData per policy, [L, ...] each
     sizes: Any  # lane_calls.Sizes
+    replayed: Any  # replay_streams.ReplayData, () where the stream is synthetic
     oracle_subsets: Any  # cache_search.SubsetTable
     subsets: Any  # cache_search.SubsetTable of the controllers
 
@@ -210,15 +211,19 @@ class Family:
             bound = functools.partial(function, *fixed)
             return functools.partial(_over_lanes, bound, mesh, **axes)
 
-        setup = over(lane_calls.setup, env, shape, dtype, lanes=4, shared=1)
-        setup_args = (inputs.seed, inputs.base_seed, inputs.stream, inputs.costs, inputs.sizes)
+        setup = over(lane_calls.setup, env, shape, dtype, lanes=4, shared=2)
+        setup_args = (
+            *(inputs.seed, inputs.base_seed, inputs.stream, inputs.costs),
+            *(inputs.sizes, inputs.replayed),
+        )
         fixed = self._placement.shapes(setup(), setup_args)
-        draw = over(lane_calls.draw, env, self.needs, self._chunk, dtype, lanes=3, shared=1)
-        draw_args = (fixed.key, fixed.instance, inputs.stream, np.int32(0))
+        draw = over(lane_calls.draw, env, self.needs, self._chunk, dtype, lanes=3, shared=2)
+        draw_args = (fixed.key, fixed.instance, inputs.stream, np.int32(0), inputs.replayed)
         rounds = self._placement.shapes(draw(), draw_args)
         pick = over(lane_calls.pick, lanes=2, shared=2, donate=True)
         sample = self.sample_shape(inputs.seed.size)
         picks = np.zeros(self._chunk, np.int32)
+        pick_args = (sample, lane_calls.known(rounds), picks, np.int32(0))
         oracle = over(lane_calls.oracle, lanes=2, shared=2)
         weight = np.zeros(oracles.ORACLE_CONTEXTS, dtype)
         oracle_args = (fixed.inputs, sample, weight, inputs.oracle_subsets)
@@ -227,9 +232,7 @@ class Family:
         programs = [
             Program("setup", known, setup, setup_args, quick),
             Program("draw", (self.needs, self._chunk, *known), draw, draw_args),
-            Program(
-                "pick", (shape, mesh), pick, (sample, rounds.utility, picks, np.int32(0)), quick
-            ),
+            Program("pick", (shape, mesh), pick, pick_args, quick),
             Program("oracle", (shape, mesh), oracle, oracle_args),
         ]
         for policy, data, clock in zip(exp.policies, inputs.data, clocks, strict=True):
@@ -325,6 +328,9 @@ def descriptions(experiment: Experiment, platform: str) -> list[tuple[Any, str]]
     samples = 0 if table is None else paging.draw_arrays(table)[0].shape[1]
     widths = [one.members.shape for one in lane_calls.subset_tables(experiment.problem, shape)]
     sizes = f"{shape.num_adapters} adapters, {shape.context_dim} features"
+    sized = experiment.problem.differing is not None
+    if sized:
+        sizes += ", of different size"
     chunk = chunks.chunk_rounds(experiment, tile_width(shape, platform), platform)
     short = "" if chunk == chunks.MAX_ROUNDS else f", {chunk} rounds a call"
     stream = f"{env.name} with {env.num_clusters} clusters"
@@ -333,20 +339,29 @@ def descriptions(experiment: Experiment, platform: str) -> list[tuple[Any, str]]
     needs = needs_of(experiment)
     drawn = "".join(f", {name}" for name, read in needs._asdict().items() if read)
     found: list[tuple[Any, str]] = [
-        (("setup", env, shape, samples), f"setup {stream}: {sizes}"),
+        (("setup", env, shape, samples, sized), f"setup {stream}: {sizes}"),
         (("draw", env, shape, needs, chunk), f"draw {stream}: {sizes}{drawn}{short}"),
         (("pick", shape, chunk), f"pick: {sizes}{short}"),
-        (("oracle", shape, samples, widths[0], chunk), f"oracle: {sizes}{short}"),
+        (("oracle", shape, samples, widths[0], chunk, sized), f"oracle: {sizes}{short}"),
     ]
     rewards = ", rewards of 0 and 1" if env.binary_reward else ""
     for policy in experiment.policies:
         name = policy.name.partition("#")[0]
-        if policy.rule.window != environments.RESERVOIR_SLOTS:
+        if policy.rule.window != draws.RESERVOIR_SLOTS:
             name += f" (window {policy.rule.window:,})"
         found += [
-            (("start", policy.rule, shape, samples), f"start {name}: {sizes}"),
+            (("start", policy.rule, shape, samples, sized), f"start {name}: {sizes}"),
             (
-                ("advance", policy.rule, env.binary_reward, shape, samples, widths[1], chunk),
+                (
+                    "advance",
+                    policy.rule,
+                    env.binary_reward,
+                    shape,
+                    samples,
+                    widths[1],
+                    chunk,
+                    sized,
+                ),
                 f"advance {name}: {sizes}{rewards}{short}",
             ),
         ]
@@ -370,7 +385,8 @@ def _nbytes(values: Any) -> int:
 def _wave_bytes(programs: Sequence[Program], compiled: Sequence[Any]) -> int:
     """Memory of a wave: all policies' states, one chunk of rounds, the largest call's own."""
     states = sum(_nbytes(program.args[0]) for program in programs[5::2])
-    rounds = _nbytes(programs[5].args[3])
+    # A replay's data lies on the device once, however many waves there are.
+    rounds = _nbytes(programs[5].args[3]) + _nbytes(programs[1].args[4])
     own = [_own_bytes(one) for one in compiled]
     return states + rounds + max(own)
 

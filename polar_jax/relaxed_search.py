@@ -362,8 +362,11 @@ def relaxed(
       `[N]` bool set; the present set where nothing better was found.
 
     Raises:
-      ValueError: for a width, a pool or a number of samples outside its range.
+      ValueError: for a width, a pool or a number of samples outside its range, and for adapters
+        that differ in size.
     """
+    if problem.room is not None:
+        raise ValueError("relaxed must have slots, got adapters that differ in size; use greedy.")
     checks.at_least("pool", pool, 1)
     checks.at_least("samples", samples, 1)
     lists = rankings(problem, width=width)

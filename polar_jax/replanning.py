@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from jax import Array
 
-from polar_jax import cache_search, cache_value, checks
+from polar_jax import cache_search, cache_value, capacity, checks
 from polar_jax.types import ReplanInputs
 
 # Subsets up to which a controller enumerates them all.
@@ -38,6 +38,7 @@ def _replan(inputs: ReplanInputs, *, search: _Search, optimistic: bool) -> Array
         weight=inputs.weight,
         rounds=inputs.amortised_rounds,
         active=inputs.active,
+        room=inputs.room,
     )
     return search(problem, inputs.subsets)
 
@@ -51,6 +52,15 @@ def controller_subsets(
         cache_slots,
         limit=EXACT_CONTROLLER_SUBSETS,
         padded_adapters=padded_adapters,
+    )
+
+
+def controller_fitting_sets(
+    held: capacity.Memory, padded_adapters: int
+) -> cache_search.SubsetTable:
+    """`controller_subsets` where adapters differ in size: all that fit, or none above 2,000."""
+    return cache_search.fitting_table(
+        held, limit=EXACT_CONTROLLER_SUBSETS, padded_adapters=padded_adapters, maximal=False
     )
 
 

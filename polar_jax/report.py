@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from polar_jax import figures, html, labels, summary
+from polar_jax import bytesizes, figures, html, labels, summary
 from polar_jax.statistics import Estimate
 from polar_jax.summary import Comparison, PolicySummary, number, with_error
 
@@ -56,11 +56,25 @@ def render(comparison: Comparison, manifest: dict[str, Any], regret_png: bytes) 
 def configuration(comparison: Comparison, manifest: dict[str, Any]) -> str:
     """What was run, in one sentence."""
     problem, environment = manifest["problem"], manifest["environment"]["name"]
+    source = manifest["environment"].get("source")
+    origin = f" of {source}" if source else ""
     seeds = "1 seed" if comparison.num_seeds == 1 else f"{comparison.num_seeds} seeds"
     return (
-        f"{problem['num_adapters']} adapters, {problem['cache_slots']} cache slots and "
+        f"{problem['num_adapters']} adapters{_memory(problem)} and "
         f"{problem['context_dim']} context features on {problem['horizon']:,} {environment} "
-        f"requests, {seeds} per policy, paging costs {manifest['paging']['origin']}."
+        f"requests{origin}, {seeds} per policy, paging costs {manifest['paging']['origin']}."
+    )
+
+
+def _memory(problem: dict[str, Any]) -> str:
+    """What limits the resident set, said after the adapters."""
+    if "capacity_bytes" not in problem:
+        return f", {problem['cache_slots']} cache slots"
+    sizes = sorted(problem["size_bytes"])
+    each = " to ".join(bytesizes.shown(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
+    return (
+        f" of {each}, {bytesizes.shown(problem['capacity_bytes'])} of fast memory (at most "
+        f"{problem['cache_slots']} at once)"
     )
 
 
@@ -121,6 +135,7 @@ def _results(comparison: Comparison) -> str:
         "hit rate<br>%",
         "paging<br>ms/request",
         "switching<br>ms/request",
+        *(("waiting<br>ms/request",) if comparison.waited else ()),
         "loads",
     )
     rows = []
@@ -139,6 +154,7 @@ def _results(comparison: Comparison) -> str:
             f"{100.0 * float(one['hit_rate'].mean):.1f}",
             number(one["paging_ms_per_request"].mean),
             number(one["switching_ms_per_request"].mean),
+            *((number(one["waiting_ms_per_request"].mean),) if comparison.waited else ()),
             number(one["loads"].mean),
         )
         rows.append(html.row(cells, kind))

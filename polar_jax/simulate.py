@@ -61,6 +61,7 @@ def init_lane(lane: Lane, resident: Array, *, context_dim: int) -> LaneState:
         resident=resident,
         pending_loads=jnp.zeros_like(resident),
         sample=jnp.zeros((lane.rule.window, context_dim), dtype),
+        backlog_ms=jnp.zeros((), dtype),
     )
 
 
@@ -95,6 +96,7 @@ def _admit(
             active=lane.inputs.active,
             cache_slots=lane.inputs.cache_slots,
             policy_bits=policy_bits,
+            room=lane.inputs.room,
         ),
     )
 
@@ -114,7 +116,7 @@ def step(lane: Lane, quota: Array, state: LaneState, round_: Rounds) -> tuple[La
     inputs = lane.inputs
     route = RouteInputs(
         context=round_.context,
-        utility=round_.utility,
+        utility=round_.utility if round_.benchmark is None else round_.benchmark,
         policy_bits=round_.policy_bits,
         resident=state.resident,
         paging_cost=inputs.paging_cost,
@@ -263,6 +265,7 @@ def replan(
             policy_bits=policy_bits,
             active=lane.inputs.active,
             subsets=lane.subsets,
+            room=lane.inputs.room,
         ),
     )
     loads = resident & ~state.resident

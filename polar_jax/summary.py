@@ -27,18 +27,26 @@ class Comparison(NamedTuple):
     differences: dict[tuple[str, str], Estimate]  # (a, b): regret of a - regret of b
     num_seeds: int
     oracle_exact: bool
+    linear_benchmark: bool  # regret and loss are against the best linear policy in hindsight
+
+    @property
+    def waited(self) -> bool:
+        """Whether any request waited for a load: never where requests have no times."""
+        waiting = (one.figures["waiting_ms_per_request"].mean for one in self.policies)
+        return any(float(mean) > 0.0 for mean in waiting)
 
     def policy(self, name: str) -> PolicySummary:
         """The summary of one policy."""
         return next(policy for policy in self.policies if policy.name == name)
 
 
-def compare(results: Results, horizon: int) -> Comparison:
+def compare(results: Results, horizon: int, *, linear_benchmark: bool = False) -> Comparison:
     """Summarises a run.
 
     Args:
       results: what was run.
       horizon: `T`.
+      linear_benchmark: whether perfect routing knew a linear model's predictions only.
 
     Returns:
       The comparison. On equal streams the difference of two policies' regrets is also
@@ -72,6 +80,7 @@ def compare(results: Results, horizon: int) -> Comparison:
         },
         num_seeds=len(next(iter(regret.values()))),
         oracle_exact=results.oracle_exact,
+        linear_benchmark=linear_benchmark,
     )
 
 
@@ -104,6 +113,16 @@ def notes(comparison: Comparison) -> list[str]:
     lines = ["Sums over all requests, in units of utility; ± is the standard error over seeds."]
     if any(policy.is_oracle for policy in comparison.policies):
         lines.append("* knows what no server can know, and is left out where policies are ranked.")
+    if comparison.linear_benchmark:
+        lines.append(
+            "Utilities are single outcomes: regret and loss are against the best linear policy in "
+            "hindsight (cross-fitted) and may be negative; read net utility first."
+        )
+    if comparison.waited:
+        lines.append(
+            "Waiting: what arrives while an adapter is being loaded waits until it is; waiting "
+            "costs no utility here."
+        )
     if not comparison.oracle_exact:
         lines.append(
             "The best static set was searched for, not enumerated: regret is a lower bound."

@@ -25,11 +25,14 @@ FIGURES = (
     "hit_rate",
     "paging_ms_per_request",
     "switching_ms_per_request",
+    "waiting_ms_per_request",
     "page_ins",
     "loads",
 )
 _COUNTS = ("page_ins", "loads")
 SIZES = ("num_adapters", "cache_slots", "context_dim", "horizon")
+# In files of problems with a capacity in bytes alone, after the sizes.
+CAPACITY = "capacity_bytes"
 COLUMNS = (
     "policy",
     "seed",
@@ -58,6 +61,7 @@ def figures(result: PolicyResult, horizon: int) -> dict[str, np.ndarray]:
         "hit_rate": 1.0 - totals["page_ins"] / horizon,
         "paging_ms_per_request": totals["paging_ms"] / horizon,
         "switching_ms_per_request": totals["switching_ms"] / horizon,
+        "waiting_ms_per_request": totals["waiting_ms"] / horizon,
     }
     return {name: derived[name] if name in derived else totals[name] for name in FIGURES}
 
@@ -82,11 +86,13 @@ def columns(
       curve_round: `[P]` rounds of the curves.
 
     Returns:
-      A list or array of `S` per column; curves are `[S, P]`.
+      A list or array of `S` per column; curves are `[S, P]`. With a memory also `CAPACITY`.
     """
     found: dict[str, Any] = {"policy": [policy] * len(seeds), "seed": np.asarray(seeds, np.int64)}
     for name in SIZES:
         found[name] = np.full(len(seeds), getattr(sizes, name), np.int64)
+    if sizes.memory is not None:
+        found[CAPACITY] = np.full(len(seeds), sizes.memory.capacity_bytes, np.int64)
     for name, values in figures(result, sizes.horizon).items():
         found[name] = np.rint(values).astype(np.int64) if name in _COUNTS else values
     found["oracle_exact"] = np.full(len(seeds), oracle_exact)

@@ -11,6 +11,17 @@ import flax.struct
 from jax import Array
 
 
+class Room(flax.struct.PyTreeNode):
+    """Fast memory that adapters of different size share; whole units, see `capacity.units`.
+
+    Problems with slots hold None in its place, so that their programs know nothing of sizes.
+    """
+
+    size: Array  # [N] int32, units; capacity + 1 where an adapter can never fit
+    capacity: Array  # [] int32, units
+    relative: Array  # [N] float, size over the smallest size
+
+
 class Rounds(NamedTuple):
     """Everything random about `n` consecutive rounds, drawn before they are decided.
 
@@ -24,6 +35,8 @@ class Rounds(NamedTuple):
     latency_uniform: Array  # [n] float32 in [0, 1), picks the measured latency
     reservoir_slot: Array  # [n] int32, slot of the uniform reservoir, -1 for none
     policy_bits: Array  # [n, 2] uint32, for policies that randomise
+    benchmark: Array | None = None  # [n, N] float, what perfect routing knows; utility where None
+    arrival_gap: Array | None = None  # [n] float, ms since the arrival before; None: not timed
 
 
 class RouterState(flax.struct.PyTreeNode):
@@ -56,7 +69,7 @@ class RouteInputs(NamedTuple):
     """One round as a router sees it."""
 
     context: Array  # [d]
-    utility: Array  # [N], read by the perfect router alone
+    utility: Array  # [N], what perfect routing knows, read by the perfect router alone
     policy_bits: Array  # [2] uint32
     resident: Array  # [N] bool
     paging_cost: Array  # [N], units of utility
@@ -84,6 +97,7 @@ class AdmitInputs(NamedTuple):
     active: Array  # [N] bool, False for adapters that only fill up a shape
     cache_slots: Array  # [] int32
     policy_bits: Array  # [2] uint32, the round's; see `controllers.own_key`
+    room: Room | None = None  # what limits the set where sizes differ, in place of the slots
 
 
 class Admission(NamedTuple):
@@ -107,6 +121,7 @@ class ReplanInputs(NamedTuple):
     policy_bits: Array  # [2] uint32, of the round just served
     active: Array  # [N] bool, False for adapters that only fill up a shape
     subsets: Any  # cache_search.SubsetTable, shared by all lanes
+    room: Room | None = None  # what limits the set where sizes differ, in place of the slots
 
 
 class Router(NamedTuple):
@@ -162,6 +177,7 @@ class LaneInputs(flax.struct.PyTreeNode):
     num_features: Array  # [] int32, features that do not fill up a shape
     samples_ms: Array  # [N, S] float32, measured latencies, S = 0 for none
     sample_count: Array  # [N] int32, how many of the S are measured
+    room: Room | None = None  # what limits the set where sizes differ, in place of the slots
 
 
 class LaneState(flax.struct.PyTreeNode):
@@ -172,6 +188,7 @@ class LaneState(flax.struct.PyTreeNode):
     resident: Array  # [N] bool, the set for the next round
     pending_loads: Array  # [N] bool, loads of a replan, booked to the next round
     sample: Array  # [W, d], recent contexts or the reservoir, as the rule says
+    backlog_ms: Array  # [], loads under way when the last request was served, timed streams
 
 
 class Decisions(NamedTuple):
@@ -214,3 +231,4 @@ class Environment(NamedTuple):
     independent: bool  # contexts are independent draws: no hindsight in the oracle
     num_clusters: int
     num_segments: int
+    source: str = ""  # digest of the data that it replays, "" where it is synthetic

@@ -15,6 +15,7 @@ from polar_jax import (
     lanes,
     online_submodular,
     policies,
+    problems,
     routers,
 )
 from polar_jax.types import AdmitInputs, Controller, Scores
@@ -33,10 +34,17 @@ def make_experiment(
     dtype: Any = np.float32,
     made: Sequence[policies.Policy] | None = None,
     costs: lanes.Costs | None = None,
+    size_bytes: Sequence[int] | None = None,
+    capacity_bytes: int = 0,
     **constants: float,
 ) -> lanes.Experiment:
-    """An experiment on a small problem; `made` policies take the place of `names`."""
-    sizes = policies.Problem(adapters, slots, dim, horizon)
+    """An experiment on a small problem; `made` policies take the place of `names`.
+
+    Sizes in bytes, where given, take the place of `adapters` and `slots`.
+    """
+    sizes = problems.Problem(adapters, slots, dim, horizon)
+    if size_bytes is not None:
+        sizes = problems.sized_problem(size_bytes, capacity_bytes, context_dim=dim, horizon=horizon)
     env = environments.environment(environment)
     return lanes.Experiment(
         problem=sizes,
@@ -132,11 +140,14 @@ def reference_problem(
 ) -> ReferenceProblem:
     """The costs of one lane as the reference reads them; loads cost what page-ins do."""
     cost = np.asarray(results.paging_cost[lane], np.float64)
+    held = experiment.problem.memory
     return ReferenceProblem(
         paging_cost=cost,
         switch_cost=cost,
         paging_ms=cost / experiment.costs.price_per_ms,
         cache_slots=experiment.problem.cache_slots,
+        size_bytes=() if held is None else held.size_bytes,
+        capacity_bytes=None if held is None else held.capacity_bytes,
     )
 
 

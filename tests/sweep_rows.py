@@ -85,6 +85,7 @@ def _figures(
         "hit_rate": 1.0 - misses * (0.5 + 0.01 * place),
         "paging_ms_per_request": 40.0 * misses * (1.0 + 0.05 * place) * luck,
         "switching_ms_per_request": 0.1,
+        "waiting_ms_per_request": 0.0,
         "page_ins": int(horizon * misses / 2),
         "loads": int(horizon * misses),
         "oracle_exact": adapters <= 15,

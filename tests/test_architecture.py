@@ -15,8 +15,12 @@ FILES = sorted([*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "sweeps").rg
 # The engine by layer (docs/architecture.md); what is not named belongs to the command.
 LAYERS = {
     0: ("types", "checks"),
-    1: ("linalg", "epochs", "cache_value"),
-    2: ("cache_search", "set_moves", "relaxed_search", "environments", "paging"),
+    1: ("linalg", "draws", "epochs", "cache_value", "capacity"),
+    2: (
+        *("cache_search", "sized_search", "set_moves", "relaxed_search"),
+        *("environments", "paging", "problems"),
+        *("replays", "replay_streams"),
+    ),
     3: (
         *("routers", "controllers", "eviction", "experts", "online_submodular"),
         *("replanning", "oracles", "metrics"),
@@ -24,7 +28,7 @@ LAYERS = {
     4: ("policies",),
     5: ("simulate",),
     6: ("chunks", "lane_calls", "lanes", "programs", "results", "snapshots"),
-    8: ("cli", "sweep_cli", "terminal", "__main__"),
+    8: ("cli", "log_cli", "paging_cli", "replay_cli", "sweep_cli", "terminal", "__main__"),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 COMMAND_LAYER, ENGINE_LAYER = 7, 6

@@ -97,10 +97,8 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     assert "polar-jax COMMAND --help" in capsys.readouterr().out
     assert cli.main(["rum"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "polar-jax: error: the command must be run, sweep or compare; got 'rum'.\n"
-    )
+    said = "the command must be run, sweep, paging, compare or replay; got 'rum'."
+    assert capsys.readouterr().err == f"polar-jax: error: {said}\n"
 
 
 @pytest.mark.usefixtures("warm_jax")

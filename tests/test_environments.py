@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from polar_jax import environments
+from polar_jax import draws, environments
 from polar_jax.types import Environment, Rounds
 
 ALPHA = 1e-6  # Chance that a correct build fails one statistical test in this file.
-BLOCK = environments.BLOCK
+BLOCK = draws.BLOCK
 BLOCKS = 400
 NUM_ROUNDS = BLOCKS * BLOCK
 # Compiling is most of the work here, and no bit depends on how well it is done.
@@ -73,7 +73,8 @@ def test_environment_contract(name):
     assert rounds.policy_bits.shape == (count, 2)
     shapes = [rounds.noise.shape, rounds.latency_uniform.shape, rounds.reservoir_slot.shape]
     assert shapes == [(count,)] * 3
-    dtypes = [x.dtype.name for x in rounds]
+    assert rounds.benchmark is rounds.arrival_gap is None
+    dtypes = [x.dtype.name for x in rounds[:6]]
     assert dtypes == ["float32"] * 4 + ["int32", "uint32"]
     assert np.all(np.linalg.norm(rounds.context, axis=1) <= 1 + 1e-6)
     assert all(np.all(np.isfinite(x)) for x in rounds[:4])
@@ -236,7 +237,7 @@ def test_reward_noise_has_the_stated_deviation(noise, consistent):
 @pytest.mark.parametrize(("share", "consistent"), [(1.0, True), (1.5, False)])
 def test_the_reservoir_takes_a_round_as_often_as_a_uniform_sample_does(share, consistent):
     _, rounds = stream("clustered", blocks=BLOCKS)
-    slots = environments.RESERVOIR_SLOTS
+    slots = draws.RESERVOIR_SLOTS
     np.testing.assert_array_equal(rounds.reservoir_slot[:slots], np.arange(slots))
     taken = rounds.reservoir_slot[slots:] >= 0
     expected = share * np.mean(slots / np.arange(slots + 1, NUM_ROUNDS + 1))

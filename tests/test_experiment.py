@@ -29,6 +29,7 @@ COLUMNS = [
     "hit_rate",
     "paging_ms_per_request",
     "switching_ms_per_request",
+    "waiting_ms_per_request",
     "page_ins",
     "loads",
     "oracle_exact",

@@ -46,7 +46,7 @@ def test_parts_add_up_and_losses_are_never_negative(seed: int, scale: float, slo
         samples_ms=jnp.zeros((N, 0), jnp.float32),
         sample_count=jnp.ones(N, jnp.int32),
     )
-    table = np.asarray(_parts(rounds, decisions, inputs, oracle_set), np.float64)
+    table = np.asarray(_parts(rounds, decisions, inputs, oracle_set, jnp.float32(0))[0], np.float64)
     part: dict[str, np.ndarray] = {
         name: table[:, column] for column, name in enumerate(metrics.PARTS)
     }

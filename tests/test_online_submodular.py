@@ -229,7 +229,7 @@ def test_the_rate_is_the_one_of_the_bound():
     assert online_submodular.hedge_rate(1, 1, 100, 10) == 0.0
     assert online_submodular.hedge_rate(15, 0, 100, 10) == 0.0
     settings = policies.Settings(hedge_scale=2.0, epoch_length=142)
-    sizes = {"num_adapters": 15, "cache_slots": 4, "context_dim": 8, "horizon": 20_000}
+    sizes = policies.Problem(15, 4, 8, 20_000)._asdict()
     made = policies.policy("polar_oexp", **sizes, settings=settings)
     assert made.params.controller.rate == pytest.approx(2 * rate)
     assert int(made.schedule.replans.sum()) == 140

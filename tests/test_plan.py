@@ -11,7 +11,7 @@ import pytest
 
 from polar_jax import chunks, policies, programs
 from polar_jax.lane_calls import Shape
-from polar_jax.sweep import costs, plan, run, spec
+from polar_jax.sweep import anytime, costs, plan, run, spec
 
 HERE = pathlib.Path()
 SWEEPS = pathlib.Path(__file__).parents[1] / "sweeps"
@@ -198,7 +198,7 @@ def test_a_policy_that_knows_its_horizon_does_not_begin_like_a_longer_one():
     sizes: dict[str, Any] = {"num_adapters": 6, "cache_slots": 2, "context_dim": 3}
     for name, expected in (("polar_experts", True), ("lfu", True), ("polar", False)):
         long, short = (policies.policy(name, **sizes, horizon=T) for T in (9_000, 1_000))
-        assert plan.begins_like(long, short) is expected
+        assert anytime.begins_like(long, short) is expected
 
 
 def test_shards_are_about_as_long_as_they_should_be_and_cover_everything_once():

@@ -14,6 +14,7 @@ from reference import relaxation
 
 from polar_jax import cache_search, cache_value, relaxed_search, set_moves
 from polar_jax.cache_value import CacheProblem
+from polar_jax.types import Room
 
 ADAPTERS, CONTEXTS = 10, 24
 # Problems come from a seed: there is nothing to shrink.
@@ -370,6 +371,15 @@ def test_sizes_outside_their_range_are_refused(options, message):
     problem = stated(np.eye(CONTEXTS, ADAPTERS), 2)
     with pytest.raises(ValueError, match=message):
         relaxed_search.relaxed(jax.random.key(0), problem, **options)
+
+
+def test_adapters_that_differ_in_size_are_refused():
+    problem = stated(np.eye(CONTEXTS, ADAPTERS), 2)
+    one = jnp.ones(ADAPTERS, jnp.int32)
+    room = Room(size=one, capacity=jnp.int32(2), relative=one.astype(float))
+    sized = problem.replace(room=room)
+    with pytest.raises(ValueError, match="relaxed must have slots, got adapters that differ"):
+        relaxed_search.relaxed(jax.random.key(0), sized, width=2)
 
 
 @pytest.mark.parametrize("discount", [0.0, -1.0, 1.5, math.nan])

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polar_jax import config, environments, policies, routers
+from polar_jax import config, draws, environments, policies, replay_streams, routers
 from polar_jax.config import RunConfig
+from polar_jax.io import arrivals, package_data, replay_files
 from polar_jax.sweep import grid, spec
 
 quick = settings(derandomize=True, deadline=None, max_examples=60)
 whole = st.integers(1, 10**6)
+HASH_BEFORE_TIERS = "cf71ba5d8ed8cb0df153e54dbaf20ff25478cc6c33f4773dd3375a9b95d9515e"
 NOWHERE = pathlib.Path("/nonexistent")
 EXAMPLE = """
 title = "What do slots buy?"
@@ -56,8 +58,13 @@ def axis(text: str) -> tuple[object, ...]:
 def test_the_names_checked_without_jax_are_the_engines() -> None:
     assert config.POLICIES == policies.NAMES
     assert config.ENVIRONMENTS == environments.NAMES
+    assert config.ORDERS == replay_streams.ORDERS
+    assert config.BENCHMARKS == replay_streams.BENCHMARKS
+    assert config.TRACES == arrivals.TRACES
+    assert config.REPLAY_SUFFIXES == replay_files.SUFFIXES
     assert tuple(routers.BETAS) == config.BETAS
-    assert config.MAX_STAY == environments.MAX_STAY
+    assert config.MAX_STAY == draws.MAX_STAY
+    assert config.MEASURED_TIERS == package_data.TIERS
     assert set(config.DEFAULT_POLICIES) <= set(config.POLICIES)
 
 
@@ -136,7 +143,11 @@ def test_an_empty_file_is_the_defaults_of_a_run() -> None:
     found = parsed("")
     assert [one.values["policy"] for one in found.configurations] == list(config.DEFAULT_POLICIES)
     assert found.configurations[0].config == RunConfig(
-        policies=(config.DEFAULT_POLICIES[0],), costs=config.MEASURED_COSTS
+        policies=(config.DEFAULT_POLICIES[0],),
+        costs=config.MEASURED_COSTS,
+        slots=config.DEFAULT_SLOTS,
+        adapters=config.DEFAULT_ADAPTERS,
+        context_dim=config.DEFAULT_CONTEXT_DIM,
     )
     assert "policies" not in found.fixed
     assert found.fixed["costs"] == config.MEASURED_COSTS
@@ -303,9 +314,12 @@ def test_every_option_that_decides_rows_is_hashed() -> None:
         **{"policies": "lfu", "environment": "sticky", "clusters": 5, "zipf": 1, "spread": 1},
         **{"theta_spread": 1, "stay": 0.5, "segments": 2, "period": 3, "costs": "synthetic:1"},
         **{"price_per_ms": 1, "alpha": 1, "ridge": 2, "noise": 1, "epoch_length": 5, "window": 9},
-        **{"switching_term": False, "beta": "theory"},
+        **{"switching_term": False, "beta": "theory", "tier": "cold"},
+        **{"capacity_bytes": 4},
     }
-    assert {*changed, "paging"} == set(grid.KINDS)
+    of_replays = {"order", "arrivals", "missing", "benchmark"}  # See test_replay_sweeps.
+    # A file's hash, and sizes that need a capacity, have tests of their own.
+    assert {*changed, "paging", "size_bytes", *of_replays} == set(grid.KINDS)
     first = {option: "" if option == "policies" else 'policies = "lru"\n' for option in changed}
     hashes = {
         parsed(f"[fixed]\n{first[option]}{option} = {json.dumps(value)}").spec_hash
@@ -314,12 +328,35 @@ def test_every_option_that_decides_rows_is_hashed() -> None:
     assert len(hashes | {base.spec_hash}) == len(changed) + 1
 
 
+def test_an_option_that_came_later_changes_no_hash_where_it_is_not_set() -> None:
+    # The hash of this text before there were tiers: sweeps stored then are gone on with.
+    found = parsed('[fixed]\npolicies = "lru"\nseeds = 2').spec_hash
+    assert found == HASH_BEFORE_TIERS
+
+
+def test_a_tier_is_an_axis_and_goes_with_measured_costs() -> None:
+    found = parsed('[axes]\ntier = ["memory", "disk+memory", "cold", "remote"]')
+    assert [one.name for one in found.axes] == ["tier", "policy"]
+    assert {one.config.tier for one in found.configurations} == set(found.axes[0].values)
+    with pytest.raises(spec.SpecError, match=r"tier must be one of disk\+memory, .*got 'dsk'"):
+        parsed('[fixed]\ntier = "dsk"')
+    with pytest.raises(spec.SpecError, match="tier goes with measured load times, got tier 'cold'"):
+        parsed('[fixed]\ntier = "cold"\ncosts = "synthetic:1"')
+
+
 def test_the_hash_is_sha256_of_the_axes_columns_and_of_every_option_as_json() -> None:
     head = {"columns": ["cache_slots", "policy"], "padding": "auto", "schema": spec.SCHEMA}
     rows = [
         {
-            **{option: getattr(RunConfig(), option) for option in grid.KINDS},
-            **{"policies": ["lru"], "seeds": 2, "slots": slots, "costs": "qwen2.5-7b"},
+            **{opt: getattr(RunConfig(), opt) for opt in grid.KINDS if opt not in grid.LATER},
+            **{
+                "adapters": 15,
+                "context_dim": 8,
+                "policies": ["lru"],
+                "seeds": 2,
+                "slots": slots,
+                "costs": "qwen2.5-7b",
+            },
         }
         for slots in (1, 2)
     ]
@@ -346,7 +383,8 @@ def test_a_manifest_gets_every_field_in_plain_values() -> None:
     assert (told["num_configurations"], told["num_lanes"], told["seeds"]) == (18, 54, 3)
     assert (told["spec_text"], told["spec_hash"]) == (EXAMPLE, found.spec_hash)
     axes = {grid.option_of(one.name) for one in found.axes}
-    assert set(told["fixed"]) == set(grid.KINDS) - axes - {"paging", "segments", "epoch_length"}
+    unset = {"paging", "segments", "epoch_length", *grid.LATER} - {"benchmark"}
+    assert set(told["fixed"]) == set(grid.KINDS) - axes - unset
 
 
 def test_without_hints_the_manifest_says_so() -> None:

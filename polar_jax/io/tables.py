@@ -11,14 +11,23 @@ from them. Where no adapter has more than one measurement the table has means on
 **Tiers.** Where adapters have rows of one tier each (or there is no such column), they are
 as above. Where an adapter has rows of several tiers, a page-in passes through all of them:
 its time is the sum over tiers of the tier's mean, and no samples are kept, as nothing says
-which loads belong together. Every adapter must then have every tier (0 ms will do).
+which loads belong together. Every adapter must then have every tier (0 ms will do). A tier
+`X-warm` beside a tier `X` is the same way from a warm cache: it stands in the place of `X`, so
+the sum leaves it out. One tier may be asked for, with its samples, or a sum as `A+B`.
 
 **Formats.** CSV: UTF-8, a header line, separated by commas, semicolons or tabs, decimal
 points. JSON: a list of objects; or an object of columns, which are lists; or an object
 `{adapter: ms or [ms, ...]}`. Parquet: numbers and text in plain columns. In JSON and
 Parquet one row may hold a list of milliseconds.
+
+**Limits.** A file has at most `MAX_FILE` bytes, `MAX_ROWS` measurements and `MAX_ADAPTERS`
+adapters; adapters times the most measurements of one are at most `MAX_CELLS`, as a table
+holds a rectangle. Parquet is refused by its own metadata where it would unpack to more than
+`MAX_FILE` bytes.
 """
 
+import array
+import codecs
 import csv
 import decimal
 import errno
@@ -26,8 +35,8 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from polar_jax import paging
 
@@ -39,6 +48,22 @@ COLUMNS = {
 }
 
 
+# Suffix of a tier that is another one from a warm cache.
+WARM = "-warm"
+MAX_FILE, MAX_ROWS, MAX_ADAPTERS, MAX_CELLS = 2**26, 2 * 10**6, 10**5, 5 * 10**7
+MAX_JSON = 2**24
+_CHUNK = 2**16
+_Result = TypeVar("_Result")
+
+
+class Measured(NamedTuple):
+    """What a file holds of one adapter."""
+
+    # Milliseconds by tier, in the order of the file; a list would take four times the room.
+    tiers: dict[str, array.array]
+    size_bytes: int | None  # None where the file does not say
+
+
 class _Raw(NamedTuple):
     """A file's cells before the column rule."""
 
@@ -47,34 +72,61 @@ class _Raw(NamedTuple):
     text_numbers: bool = False  # True where every cell is text, as in CSV
 
 
-class _Adapter(NamedTuple):
-    """The rows of one adapter."""
-
-    tiers: dict[str, list[float]]
-    sizes: set[int]
-
-
-def read_paging_table(path: str | os.PathLike[str]) -> paging.PagingTable:
+def read_paging_table(path: str | os.PathLike[str], tier: str | None = None) -> paging.PagingTable:
     """Reads measured paging latencies; the module's docstring has the rules.
+
+    Args:
+      path: a `.csv`, `.json` or `.parquet` file.
+      tier: a tier of the file, or several as `A+B`, which add up; None for all of them.
+
+    Returns:
+      The table of all adapters in the file; its `tier` says what was read or added up.
+
+    Raises:
+      ValueError: for anything in the file that cannot be used, or a tier it does not have, in
+        one line that names the file, the row, the value received and what is allowed.
+      OSError: for a file that is missing or cannot be read.
+    """
+    return _read(path, lambda adapters: _to_table(_of_tier(adapters, tier)))
+
+
+def read_measurements(path: str | os.PathLike[str]) -> dict[str, Measured]:
+    """Reads a paging file as it stands: every measurement by adapter and tier.
 
     Args:
       path: a `.csv`, `.json` or `.parquet` file.
 
     Returns:
-      The table of all adapters in the file.
+      By adapter, in order of first appearance.
 
     Raises:
-      ValueError: for anything in the file that cannot be used, in one line that names the
-        file, the row, the value received and what is allowed.
+      ValueError: for anything in the file that cannot be used, as `read_paging_table`.
       OSError: for a file that is missing or cannot be read.
     """
+
+    return _read(path, lambda adapters: adapters)
+
+
+def summed_tiers(tiers: Iterable[str]) -> list[str]:
+    """Those of a file's tiers that a page-in passes through: `X-warm` gives way to `X`."""
+    found = list(dict.fromkeys(tiers))
+    return [t for t in found if not (t.endswith(WARM) and t.removesuffix(WARM) in found)]
+
+
+def _read(path: str | os.PathLike[str], use: Callable[[dict[str, Measured]], _Result]) -> _Result:
+    """Reads a file's rows and makes something of them; errors name the file."""
     file = pathlib.Path(path)
     parse = _checked_parser(file)
-    data = file.read_bytes()
+    with open(file, "rb", buffering=0) as opened:
+        # Room is made for what is asked for, so for no more than there is.
+        size = os.fstat(opened.fileno()).st_size
+        data = b"" if size > MAX_FILE else opened.read(size) or b""
     try:
+        if size > MAX_FILE:
+            raise ValueError(f"must hold at most {MAX_FILE} bytes, got {size}.")
         if not data.strip():
             raise ValueError("the file is empty; a paging table has one or more adapters.")
-        return _to_table(_collect(parse(data)))
+        return use(_collect(parse(data)))
     except ValueError as error:
         raise ValueError(f"{str(file)!r}: {error}") from error
 
@@ -93,24 +145,31 @@ def _checked_parser(file: pathlib.Path) -> Callable[[bytes], _Raw]:
     return parsers[suffix]
 
 
-def _decode(data: bytes) -> str:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"must be UTF-8 text, got byte 0x{data[error.start]:02x} at offset {error.start}."
-        ) from None
-    if "\0" in text:
+def _check_text(data: bytes) -> None:
+    """Raises where a file is no UTF-8 text."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for at in range(0, len(data), _CHUNK):
+        held = len(decoder.getstate()[0])
+        try:
+            decoder.decode(data[at : at + _CHUNK], final=at + _CHUNK >= len(data))
+        except UnicodeDecodeError as error:
+            wrong = at - held + error.start
+            raise ValueError(
+                f"must be UTF-8 text, got byte 0x{data[wrong]:02x} at offset {wrong}."
+            ) from None
+    if 0 in data:
         raise ValueError("must be UTF-8 text, got a NUL character (binary data or UTF-16?).")
-    return text
 
 
 def _parse_csv(data: bytes) -> _Raw:
-    text = _decode(data)
-    header = next(iter(text.lstrip().splitlines()), "")
+    _check_text(data)
+    start = data[:_CHUNK].decode("utf-8-sig", errors="ignore").lstrip()
+    header = next(iter(start.splitlines()), "")
     delimiter = max(",;\t", key=header.count)
+    # Decoded piece by piece: the whole text as Python holds it may take four times the file.
+    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
     # Strict, as otherwise a quote that is never closed swallows the rest of the file.
-    rows = _csv_rows(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    rows = _csv_rows(csv.reader(text, delimiter=delimiter, strict=True))
     _, columns = next(rows, ("", ()))
     return _Raw(columns, _of_width(rows, len(columns)), text_numbers=True)
 
@@ -141,8 +200,12 @@ def _of_width(
 
 
 def _parse_json(data: bytes) -> _Raw:
+    _check_text(data)
+    if len(data) > MAX_JSON:
+        # Parsed, JSON takes up to 25 times its text.
+        raise ValueError(f"JSON must hold at most {MAX_JSON} bytes, got {len(data)}; use CSV.")
     try:
-        content = json.loads(_decode(data), object_pairs_hook=_distinct_keys)
+        content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_distinct_keys)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"line {error.lineno}: not valid JSON, cut short or malformed: {error.msg} at "
@@ -188,23 +251,16 @@ def _columns_of_object(content: dict[str, Any]) -> _Raw:
 
 
 def _parse_parquet(data: bytes) -> _Raw:
-    import pyarrow  # Slow to load, and only this format needs it.
-    import pyarrow.parquet
+    from polar_jax.io import parquet  # Slow to load, and only this format needs it.
 
-    try:
-        file = pyarrow.parquet.ParquetFile(
-            pyarrow.BufferReader(data), page_checksum_verification=True
-        )
-        names = file.schema_arrow.names
-        roles = _find_columns(names)
-        wanted = list(roles.values())
-        table = file.read(columns=[names[index] for index in wanted])
-        cells = [table.column(names[index]).to_pylist() for index in wanted]
-    except (pyarrow.ArrowException, OSError, MemoryError, KeyError, UnicodeDecodeError) as error:
-        # Arrow reports damage of different kinds as different exceptions, OSError among them.
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"not valid Parquet, cut short or damaged: {reason}") from None
-    return _Raw(list(roles), _numbered(zip(*cells, strict=True)))
+    roles: dict[str, int] = {}
+
+    def wanted(names: Sequence[str]) -> list[int]:
+        roles.update(_find_columns(names))
+        return list(roles.values())
+
+    rows = parquet.rows(data, wanted, max_rows=MAX_ROWS, max_bytes=MAX_FILE)
+    return _Raw(list(roles), _numbered(rows))
 
 
 def _numbered(rows: Any) -> Iterator[tuple[str, Sequence[Any]]]:
@@ -246,51 +302,88 @@ def _find_columns(columns: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def _collect(raw: _Raw) -> dict[str, _Adapter]:
+def _collect(raw: _Raw) -> dict[str, Measured]:
     """Gathers rows by adapter, in order of first appearance."""
     if not raw.columns:
         raise ValueError("holds no adapters; a paging table has one or more.")
     roles = _find_columns(raw.columns)
-    adapters: dict[str, _Adapter] = {}
+    adapters: dict[str, Measured] = {}
+    count = 0
     for label, cells in raw.rows:
         name = _text(cells[roles["adapter"]], f"{label}: adapter")
         tier = "unspecified"
         if "tier" in roles:
             tier = _text(cells[roles["tier"]], f"{label}: tier").casefold()
-        adapter = adapters.setdefault(name, _Adapter({}, set()))
+        adapter = adapters.setdefault(name, Measured({}, None))
         times = _milliseconds(cells[roles["ms"]], f"{label}: ms", raw.text_numbers)
-        adapter.tiers.setdefault(tier, []).extend(times)
+        adapter.tiers.setdefault(tier, array.array("d")).extend(times)
+        count += len(times)
+        if count > MAX_ROWS or len(adapters) > MAX_ADAPTERS:
+            raise ValueError(
+                f"{label}: must hold at most {MAX_ROWS} measurements of {MAX_ADAPTERS} adapters, "
+                "got more."
+            )
         if "bytes" in roles:
             cell = cells[roles["bytes"]]
-            adapter.sizes.add(_size(cell, f"{label}: bytes", raw.text_numbers))
-            if len(adapter.sizes) > 1:
+            what = f"{label}: bytes of adapter {paging.show(name)}"
+            size = _size(cell, what, raw.text_numbers)
+            if adapter.size_bytes not in (None, size):
                 raise ValueError(
                     f"{label}: adapter {paging.show(name)} must have one size, got "
-                    f"{sorted(adapter.sizes)} bytes."
+                    f"{sorted([adapter.size_bytes, size])} bytes."
                 )
+            adapters[name] = adapter._replace(size_bytes=size)
     if not adapters:
         raise ValueError("holds no adapters, at most column names; one or more rows are needed.")
     return adapters
 
 
-def _to_table(adapters: dict[str, _Adapter]) -> paging.PagingTable:
+def _of_tier(adapters: dict[str, Measured], tier: str | None) -> dict[str, Measured]:
+    """The rows of the tiers asked for, where None asks for all that add up."""
+    held = list(dict.fromkeys(name for rows in adapters.values() for name in rows.tiers))
+    summed = summed_tiers(held)
+    if tier is None:
+        # Adapters may live in different tiers, each in one, warm or not.
+        if all(len(rows.tiers) == 1 for rows in adapters.values()):
+            return adapters
+        wanted = summed
+    else:
+        asked = tier.casefold().strip()
+        wanted = [asked] if asked in held else [part.strip() for part in asked.split("+")]
+        if len(set(wanted)) < len(wanted) or not set(wanted) <= set(held):
+            raise ValueError(
+                f"tier must be one of {', '.join(held)}, or several joined by +; got {tier!r}."
+            )
+    for name, rows in adapters.items():
+        # A missing tier would pass for a free one and make the adapter look cheap.
+        if missing := [one for one in wanted if one not in rows.tiers]:
+            raise ValueError(
+                f"adapter {paging.show(name)} must have rows of every tier "
+                f"({', '.join(wanted)}), got none of {', '.join(missing)}; ms may be 0."
+            )
+    return {
+        name: rows._replace(tiers={one: rows.tiers[one] for one in wanted})
+        for name, rows in adapters.items()
+    }
+
+
+def _to_table(adapters: dict[str, Measured]) -> paging.PagingTable:
     names = list(adapters)
     tiers = list(dict.fromkeys(tier for rows in adapters.values() for tier in rows.tiers))
-    sizes = [size for rows in adapters.values() for size in rows.sizes]
+    sizes = [rows.size_bytes for rows in adapters.values() if rows.size_bytes is not None]
     mean_ms = samples_ms = None
     if all(len(rows.tiers) == 1 for rows in adapters.values()):
         samples_ms = [next(iter(rows.tiers.values())) for rows in adapters.values()]
         if all(len(times) == 1 for times in samples_ms):
             mean_ms, samples_ms = [times[0] for times in samples_ms], None
         tier = ",".join(tiers)
+        longest = max(map(len, samples_ms or ((),)))
+        if len(names) * longest > MAX_CELLS:
+            raise ValueError(
+                f"adapters times measurements of one must be at most {MAX_CELLS}, got "
+                f"{len(names)} times {longest}; give fewer measurements, or means."
+            )
     else:
-        for name, rows in adapters.items():
-            # A missing tier would pass for a free one and make the adapter look cheap.
-            if missing := [tier for tier in tiers if tier not in rows.tiers]:
-                raise ValueError(
-                    f"adapter {paging.show(name)} must have rows of every tier "
-                    f"({', '.join(tiers)}), got none of {', '.join(missing)}; ms may be 0."
-                )
         mean_ms = [
             sum(sum(times) / len(times) for times in rows.tiers.values())
             for rows in adapters.values()

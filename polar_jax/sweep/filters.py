@@ -41,7 +41,8 @@ _LITERALS = {"true": True, "false": False}
 # Names whose misspelling in a filter would silently keep or drop everything.
 _CHOICES = {
     "policies": options.POLICIES,
-    "environment": options.ENVIRONMENTS,
+    "environment": (*options.ENVIRONMENTS, options.REAL),
+    "order": options.ORDERS,
     "beta": options.BETAS,
 }
 
@@ -129,7 +130,8 @@ def _check_comparison(label: str, node: ast.Compare) -> None:
     words = [part.value for part in parts if isinstance(part, ast.Constant)]
     for option in named:
         for word in words:
-            if option in _CHOICES and isinstance(word, str):
+            replay = option == "environment" and isinstance(word, str) and options.is_replay(word)
+            if option in _CHOICES and isinstance(word, str) and not replay:
                 checks.one_of(f"{label}: {grid.column(option)}", word, _CHOICES[option])
 
 

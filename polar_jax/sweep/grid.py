@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from polar_jax import checks
+from polar_jax import bytesizes, checks
 from polar_jax import config as options
 from polar_jax.config import RunConfig
 
@@ -22,14 +22,21 @@ COLUMNS = {
     "policies": "policy",
     "seed": "base_seed",
 }
+# Options younger than the first stored sweeps: left out of the hash where they have their
+# default, so that those sweeps can still be gone on with.
+LATER = (
+    *("order", "arrivals", "missing", "benchmark", "tier"),
+    *("capacity_bytes", "size_bytes"),
+)
 ON_COMMAND_LINE = ("out", "overwrite", "devices", "quiet")
 # Values of one axis; a grid is refused at this size anyway.
 MAX_VALUES = 100_000
 _OPTION_OF: dict[str, str] = {column: option for option, column in COLUMNS.items()}
 _NAMES = {
-    "environment": options.ENVIRONMENTS,
     "beta": options.BETAS,
     "policies": options.POLICIES,
+    "order": options.ORDERS,
+    "benchmark": options.BENCHMARKS,
 }
 _WORDS = {
     int: "a whole number",
@@ -77,6 +84,31 @@ def _kinds() -> dict[str, type]:
 
 
 KINDS: dict[str, type] = _kinds()
+
+
+def hashed(config: RunConfig) -> dict[str, Any]:
+    """The options of a configuration that its spec's hash covers."""
+    found = {option: getattr(config, option) for option in KINDS}
+    return {
+        option: value
+        for option, value in found.items()
+        if option not in LATER or value != getattr(RunConfig, option)
+    }
+
+
+def slots_unless_bytes(places: dict[str, str]) -> dict[str, Any]:
+    """The default of `slots`, where neither it nor `capacity_bytes` is set.
+
+    Args:
+      places: where the spec sets each option that it sets.
+
+    Raises:
+      SpecError: if it sets both.
+    """
+    both = [places[option] for option in ("slots", "capacity_bytes") if option in places]
+    if len(both) == 2:
+        raise SpecError(f"{both[0]} and {both[1]} exclude each other; keep one.")
+    return {} if both else {"slots": options.DEFAULT_SLOTS}
 
 
 def column(option: str) -> str:
@@ -156,6 +188,8 @@ def typed(label: str, option: str, value: Any) -> Any:
         false are no numbers.
       ValueError: for a name that is not known.
     """
+    if option == "capacity_bytes" and isinstance(value, str):
+        return bytesizes.parse(label, value, least=0)
     kind = KINDS[option]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     # The comparison refuses nan, infinities and whole numbers that no float can hold.
@@ -169,6 +203,8 @@ def typed(label: str, option: str, value: Any) -> Any:
     if kind in (str, pathlib.Path, tuple) and isinstance(value, str):
         if option in _NAMES:
             checks.one_of(label, value, _NAMES[option])
+        if option == "environment" and not options.is_replay(value):
+            checks.one_of(label, value, (*options.ENVIRONMENTS, options.REAL))
         return value
     raise SpecError(f"{label} must be {_WORDS[kind]}; got {shown(value)}.")
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 
-from polar_jax import lanes, programs
+from polar_jax import lane_calls, lanes, programs
 from polar_jax.sweep.plan import Batch, Plan
 
 
@@ -29,7 +29,7 @@ def per_bucket(plan: Plan, *, exact: bool, num_devices: int | None) -> list[int]
 def _bytes(batches: Sequence[Batch], *, exact: bool, num_devices: int | None) -> list[int]:
     platform = jax.devices()[0].platform
     if exact:
-        kinds = {lanes.kinship(batch.cells[0].experiment): batch for batch in batches}
+        kinds = {lane_calls.kinship(batch.cells[0].experiment): batch for batch in batches}
         return [lanes.memory(one.experiments(), num_devices=num_devices) for one in kinds.values()]
     return [
         programs.estimated_bytes(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from polar_jax.config import MEASURED_COSTS, RunConfig
+from polar_jax.config import MEASURED_COSTS, MEASURED_TIERS, RunConfig
 from polar_jax.sweep import grid, manifests, store, studies, table
 
 # What requests, adapters and costs are drawn with: a seed is another one where they differ.
@@ -23,6 +23,7 @@ _DRAWN_WITH = (
     "period",
     "paging",
     "costs",
+    "tier",
 )
 _SIDES = ("first", "second")
 # Sizes, policies and seeds are columns of every row.
@@ -57,6 +58,8 @@ def read(path: pathlib.Path) -> Folder:
     fixed = {grid.column(name): value for name, value in fixed.items()}
     if not {"costs", "paging"} & {*fixed, *rows.columns}:
         fixed["costs"] = MEASURED_COSTS
+    if fixed.get("costs") == MEASURED_COSTS and "tier" not in {*fixed, *rows.columns}:
+        fixed["tier"] = MEASURED_TIERS[0]
     options = {name: getattr(RunConfig, name) for name in grid.KINDS}
     known = {grid.column(name): value for name, value in options.items()} | fixed
     left = (name for name in known if name not in _IN_ROWS and name not in rows.columns)

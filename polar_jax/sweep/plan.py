@@ -13,14 +13,22 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from polar_jax import chunks, configured, epochs, lane_calls, lanes, policies, programs
+from polar_jax import (
+    chunks,
+    configured,
+    epochs,
+    lane_calls,
+    lanes,
+    policies,
+    programs,
+    replay_streams,
+)
 from polar_jax.config import RunConfig
 from polar_jax.lane_calls import Shape
 from polar_jax.policies import Policy, Problem
-from polar_jax.sweep import costs
+from polar_jax.sweep import anytime, costs
 from polar_jax.sweep.spec import Configuration, Spec
 
 # Options of a policy alone: configurations that differ in nothing else share a cell.
@@ -231,17 +239,15 @@ def _cell_key(config: RunConfig) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def _experiment(key: Any, config: RunConfig) -> lanes.Experiment:
+def _configured(key: Any, config: RunConfig) -> configured.Configured:
     """The cell's problem, stream and costs; its one policy is replaced later."""
     del key
-    return configured.configure(config).experiment
+    return configured.configure(config)
 
 
-def _policy(configuration: Configuration, experiment: lanes.Experiment) -> Policy:
+def _policy(configuration: Configuration, experiment: lanes.Experiment, sigma: float) -> Policy:
     config = configuration.config
-    settings = configured.policy_settings(
-        config, binary_reward=experiment.environment.binary_reward
-    )
+    settings = configured.policy_settings(config, sigma=sigma)
     made = policies.policy(config.policies[0], **experiment.problem._asdict(), settings=settings)
     # Names must differ within a run.
     return made._replace(name=f"{made.name}#{configuration.index}")
@@ -251,8 +257,9 @@ def _cell(group: Sequence[Configuration]) -> Cell:
     config = group[0].config
     base = dataclasses.replace(config, **{name: _DEFAULTS[name] for name in POLICY_OPTIONS})
     base = dataclasses.replace(base, policies=("static",))
-    experiment = _experiment(_cell_key(config), base)
-    entries = tuple(Entry(_policy(one, experiment), one.index, ()) for one in group)
+    found = _configured(_cell_key(config), base)
+    experiment, sigma = found.experiment, found.settings.sigma
+    entries = tuple(Entry(_policy(one, experiment, sigma), one.index, ()) for one in group)
     return Cell(_with(experiment, entries), entries)
 
 
@@ -274,7 +281,8 @@ def _with_horizons(cells: list[Cell]) -> Iterable[Cell]:
         exp = cell.experiment
         alone = exp.environment.name not in ENDLESS_STREAMS
         constants = tuple(np.asarray(x).tobytes() for x in _numbers(exp))
-        key = exp.problem[:3], exp.environment, exp.base_seed, len(exp.seeds), constants
+        size = exp.problem._replace(horizon=0)
+        key = size, exp.environment, exp.base_seed, len(exp.seeds), constants
         groups.setdefault((key, exp.problem.horizon if alone else 0), []).append(cell)
     for group in groups.values():
         yield from _read_off(group) if len(group) > 1 else group
@@ -282,7 +290,8 @@ def _with_horizons(cells: list[Cell]) -> Iterable[Cell]:
 
 def _numbers(experiment: lanes.Experiment) -> list[Any]:
     """The numbers of a stream and its costs, but for the length of its segments."""
-    params = experiment.environment_params
+    # What is replayed is told apart by the environment.
+    params, _ = replay_streams.split(experiment.environment_params, *experiment.compiled_shape)
     adapters = experiment.problem.num_adapters
     costs_ = lane_calls.cost_arrays(experiment.costs, adapters, adapters, np.float64)
     names = [field.name for field in dataclasses.fields(params) if field.name != "segment_rounds"]
@@ -299,7 +308,8 @@ def _read_off(group: list[Cell]) -> list[Cell]:
         own = []
         for entry in cell.entries:
             place = next(
-                (i for i, e in enumerate(entries) if begins_like(e.policy, entry.policy)), None
+                (i for i, e in enumerate(entries) if anytime.begins_like(e.policy, entry.policy)),
+                None,
             )
             room = place is not None and _has_room(entries, cell.experiment.problem.horizon)
             if place is None or not room:
@@ -318,43 +328,6 @@ def _read_off(group: list[Cell]) -> list[Cell]:
 def _has_room(entries: Sequence[Entry], horizon: int) -> bool:
     horizons = {one for entry in entries for _, one in entry.read_off} | {horizon}
     return len(horizons) <= epochs.MAX_HORIZONS
-
-
-def begins_like(long: Policy, short: Policy) -> bool:
-    """Whether a policy made for a longer horizon begins exactly as one for a shorter.
-
-    Args:
-      long: the policy with the longer horizon.
-      short: the policy with the shorter.
-
-    Returns:
-      True for anytime policies: equal rules, constants, quotas and boundaries.
-    """
-    end = short.problem.horizon - 1
-    a, b = long.schedule, short.schedule
-    inside = a.boundaries < end
-    length = min(long.quotas.size, short.quotas.size)
-    # Only a replan reads over how many rounds it amortises loads.
-    planned_a, planned_b = (a.amortised_rounds * a.replans)[inside], b.amortised_rounds * b.replans
-    ends_a, ends_b = a.epoch_ends[a.epoch_ends < end], b.epoch_ends[b.epoch_ends < end]
-    return (
-        long.rule == short.rule
-        and long.first_set == short.first_set
-        and _equal(_leaves(long.params), _leaves(short.params))
-        and _equal([long.quotas[:length]], [short.quotas[:length]])
-        and _equal([ends_a, a.boundaries[inside]], [ends_b, b.boundaries])
-        and _equal([a.replans[inside], planned_a], [b.replans, planned_b])
-    )
-
-
-def _leaves(params: Any) -> list[Any]:
-    return jax.tree.leaves(params)
-
-
-def _equal(left: Sequence[Any], right: Sequence[Any]) -> bool:
-    return len(left) == len(right) and all(
-        np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(left, right, strict=True)
-    )
 
 
 def _own_shape(cell: Cell) -> Shape:
@@ -431,7 +404,7 @@ def _batches(cells: list[Cell], platform: str, shard_seconds: float) -> list[Bat
     for cell in cells:
         for part in _parts(cell, platform):
             groups.setdefault(
-                (lanes.kinship(part.experiment), len(part.experiment.seeds)), []
+                (lane_calls.kinship(part.experiment), len(part.experiment.seeds)), []
             ).append(part)
     batches: list[Batch] = []
     for group in groups.values():

@@ -19,6 +19,7 @@ from polar_jax import checks
 from polar_jax import config as options
 from polar_jax.config import RunConfig
 from polar_jax.sweep import filters, grid
+from polar_jax.sweep import spec_files as files
 from polar_jax.sweep.grid import Axis, SpecError
 
 __all__ = ["Axis", "Configuration", "Spec", "SpecError", "parse", "read"]
@@ -28,6 +29,7 @@ SCHEMA = 1
 # Refused beyond: after the filters, and before them, where each is looked at in turn.
 MAX_CONFIGURATIONS, MAX_COMBINATIONS = 100_000, 1_000_000
 PADDINGS = ("auto", "always", "never")
+_SIZES = ("adapters", "context_dim")
 SCALING_AXES = ("horizon", "adapters", "slots", "context_dim")
 _TABLES = ("fixed", "axes", "zip")
 _KEYS = ("title", "description", "padding", "filters", *_TABLES, "scaling", "report")
@@ -68,7 +70,7 @@ class Spec:
       report_chosen_on: the best policies are chosen on so many first seeds and judged on the
         others; None where both are done on all.
       configurations: those that the filters keep, in order.
-      paging_hashes: sha256 of each paging file, by its name as written.
+      file_hashes: sha256 of each file that an option names, by its name as written.
     """
 
     name: str
@@ -83,7 +85,7 @@ class Spec:
     report_x: str | None
     report_chosen_on: int | None
     configurations: tuple[Configuration, ...]
-    paging_hashes: dict[str, str] = dataclasses.field(default_factory=dict)
+    file_hashes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def spec_hash(self) -> str:
@@ -92,11 +94,12 @@ class Spec:
         head = {"schema": SCHEMA, "padding": self.padding, "columns": columns}
         digest = hashlib.sha256(_canonical(head))
         for configuration in self.configurations:
-            resolved = {option: getattr(configuration.config, option) for option in grid.KINDS}
-            if resolved["paging"] is not None:
+            resolved = grid.hashed(configuration.config)
+            for option in files.FILE_OPTIONS:
                 # Where the folder lies does not matter, what the file holds does.
-                written = configuration.values.get("paging", self.fixed.get("paging"))
-                resolved["paging"] = [written, self.paging_hashes.get(str(written))]
+                written = configuration.values.get(option, self.fixed.get(option))
+                if files.names_file(option, written):
+                    resolved[option] = [written, self.file_hashes.get(str(written))]
             digest.update(_canonical(resolved))
         return digest.hexdigest()
 
@@ -136,7 +139,7 @@ def read(path: pathlib.Path) -> Spec:
     """Reads a spec.
 
     Args:
-      path: the TOML file, UTF-8. Paging files are relative to its folder.
+      path: the TOML file, UTF-8. Files that it names are relative to its folder.
 
     Returns:
       The spec; it holds one or more configurations.
@@ -159,7 +162,7 @@ def parse(text: str, *, name: str, folder: pathlib.Path) -> Spec:
     Args:
       text: TOML.
       name: what the sweep is called; errors name `<name>.toml`.
-      folder: what paging files are relative to.
+      folder: what files that it names are relative to.
 
     Returns:
       The spec; it holds one or more configurations.
@@ -187,6 +190,7 @@ def _spec(text: str, document: _Document, name: str, folder: pathlib.Path) -> Sp
     # An axis of policies has no order to draw along.
     drawn = tuple(axis.option for axis in axes if axis.option != "policies")
     configurations = tuple(_configurations(fixed, groups, conditions, folder))
+    _fill_sizes(fixed, configurations)
     return Spec(
         name=name,
         title=_string(document, "title", ""),
@@ -200,7 +204,7 @@ def _spec(text: str, document: _Document, name: str, folder: pathlib.Path) -> Sp
         report_x=_axis_hint("[report] x", report, "x", axes, drawn),
         report_chosen_on=_chosen_on(report, configurations[0].config.seeds),
         configurations=configurations,
-        paging_hashes=_paging_hashes(fixed, axes, folder),
+        file_hashes=files.hashes(fixed, axes, folder),
     )
 
 
@@ -308,6 +312,7 @@ def _grid(document: _Document) -> tuple[dict[str, Any], list[list[Axis]]]:
         if not places[option].startswith("[fixed]") or option == "policies":
             del fixed[option]
     fixed.pop("policies", None)
+    fixed |= grid.slots_unless_bytes(places)
     if not {"costs", "paging"} & set(places):
         fixed["costs"] = options.MEASURED_COSTS
     groups.sort(key=lambda group: any(axis.option == "policies" for axis in group))
@@ -388,7 +393,7 @@ def _configurations(
     if count > MAX_COMBINATIONS:
         raise SpecError(f"the axes make {count:,} combinations; at most {MAX_COMBINATIONS:,}.")
     axes = [axis for group in groups for axis in group]
-    base = RunConfig(**_resolved(fixed, folder))
+    base = RunConfig(**files.resolved(fixed, folder))
     rows = (list(zip(*(axis.values for axis in group), strict=True)) for group in groups)
     index = 0
     for combination in itertools.product(*rows):
@@ -396,9 +401,11 @@ def _configurations(
         changes = dict(zip((axis.option for axis in axes), values, strict=True))
         named = dict(zip((axis.name for axis in axes), values, strict=True))
         try:
-            if not all(filters.keeps(condition, {**fixed, **changes}) for condition in conditions):
+            config = dataclasses.replace(base, **files.resolved(changes, folder))
+            config = options.with_sizes(config, files.replay_sizes(config))
+            scope = {**fixed, **changes, **dict(zip(_SIZES, options.sizes(config), strict=True))}
+            if not all(filters.keeps(condition, scope) for condition in conditions):
                 continue
-            config = dataclasses.replace(base, **_resolved(changes, folder))
             _check(config)
         except ValueError as error:
             raise SpecError(f"configuration {_assigned(named)}: {error}") from None
@@ -411,44 +418,26 @@ def _configurations(
         raise SpecError(f"the grid is empty: filters {given} remove all {count:,} combinations.")
 
 
-def _resolved(values: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """Values as `RunConfig` holds them."""
-    resolved = dict(values)
-    if resolved.get("paging") is not None:
-        resolved["paging"] = folder / resolved["paging"]
-    if "policies" in resolved:
-        resolved["policies"] = (resolved["policies"],)
-    return resolved
+def _fill_sizes(fixed: dict[str, Any], configurations: Sequence[Configuration]) -> None:
+    """Numbers of adapters and features that all configurations share without naming them."""
+    for option in _SIZES:
+        held = {getattr(one.config, option) for one in configurations}
+        if option in fixed and fixed[option] is None and len(held) == 1:
+            fixed[option] = held.pop()
 
 
 def _check(config: RunConfig) -> None:
     """Raises for what `polar-jax run` would refuse before it reads any file."""
-    if config.slots > config.adapters >= 1:
+    slots, adapters = options.num_slots(config), options.sizes(config)[0]
+    if slots is not None and slots > adapters >= 1:
         raise SpecError(
-            f"slots must be in [0, {config.adapters}], the number of adapters; got "
-            f'{config.slots}; the line filters = ["cache_slots <= num_adapters"] leaves such '
+            f"slots must be in [0, {adapters}], the number of adapters; got "
+            f'{slots}; the line filters = ["cache_slots <= num_adapters"] leaves such '
             "configurations out."
         )
     options.check_numbers(config)
     options.synthetic_mean(config)
     checks.between("--stay", config.stay, 0.0, options.MAX_STAY)
-
-
-def _paging_hashes(
-    fixed: Mapping[str, Any], axes: Iterable[Axis], folder: pathlib.Path
-) -> dict[str, str]:
-    """sha256 of every paging file, by its name as written."""
-    written = [value for axis in axes if axis.option == "paging" for value in axis.values]
-    if fixed.get("paging") is not None:
-        written.append(fixed["paging"])
-    hashes = {}
-    for name in written:
-        try:
-            hashes[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise SpecError(f"paging {grid.shown(name)} cannot be read: {reason}.") from None
-    return hashes
 
 
 def _assigned(values: Mapping[str, Any]) -> str:

@@ -25,10 +25,12 @@ READ_BY = {
 TITLES = {
     "num_adapters": "adapters N",
     "cache_slots": "cache slots K",
+    "capacity_bytes": "capacity in bytes",
     "context_dim": "context features d",
     "horizon": "requests T",
     "price_per_ms": "price per ms",
     "costs": "paging costs",
+    "tier": "paging tier",
     "alpha": "confidence factor alpha",
     "epoch_length": "epoch length of POLAR",
     "window": "contexts of a replan",

@@ -15,10 +15,12 @@ _TOLD = (
     "environment",
     "num_adapters",
     "cache_slots",
+    "capacity_bytes",
     "context_dim",
     "horizon",
     "costs",
     "paging",
+    "tier",
     "price_per_ms",
     "beta",
 )
@@ -271,7 +273,7 @@ def measured(axis: Axis) -> tuple[str, bool, str]:
     if axis.column == "horizon":
         return "regret", False, "Regret is against the best static set with perfect routing."
     why = "Loss to full memory, as the best static set itself changes along this axis."
-    if axis.column in ("cache_slots", "price_per_ms", "costs"):
+    if axis.column in ("cache_slots", "capacity_bytes", "price_per_ms", "costs"):
         return "loss_to_full", True, why
     return "loss_to_full", True, "Loss to full memory is never negative and compares all panels."
 

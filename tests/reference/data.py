@@ -50,6 +50,8 @@ class ReferenceProblem:
     paging_ms: Floats  # [N], latency of a page-in, milliseconds
     cache_slots: int  # K
     size: Floats = field(default_factory=lambda: np.ones(0))  # [N]; ones where left out
+    size_bytes: tuple[int, ...] = ()  # N sizes, where a capacity stands in place of the slots
+    capacity_bytes: int | None = None  # None for slots
 
     def __post_init__(self) -> None:
         if self.size.size == 0:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from . import epochs, eviction, ridge, routing
+from . import epochs, eviction, ridge, routing, sized, sized_rules
 from .admission import NO_VICTIM
 from .data import (
     Bools,
@@ -37,6 +37,8 @@ def first_set(policy: str, problem: ReferenceProblem, oracle_set: Bools | None) 
         if oracle_set is None:
             raise ValueError(f"{policy} needs oracle_set, got None.")
         return np.asarray(oracle_set, bool).copy()
+    if problem.capacity_bytes is not None:
+        return sized.first_set(sized.bytes_of(problem))
     return np.arange(num_adapters) < problem.cache_slots
 
 
@@ -166,6 +168,42 @@ class Cache:
         self.resident[:] = planned
 
 
+class SizedCache(Cache):
+    """The slow timescale where adapters differ in size."""
+
+    def __init__(
+        self,
+        policy: str,
+        rounds: ReferenceRounds,
+        problem: ReferenceProblem,
+        settings: ReferenceSettings,
+        resident: Bools,
+    ) -> None:
+        super().__init__("static", rounds, problem, settings, resident)
+        self.policy, self.ends = policy, epoch_ends(policy, len(rounds.context), settings)
+        self.sized_rule = (
+            sized_rules.RULES[policy](problem, settings) if policy in sized_rules.RULES else None
+        )
+        if policy in routing.EXPERT_POLICIES:
+            self.experts = sized_rules.SizedExperts(resident, problem, settings)
+
+    def after_choice(
+        self, lane: ReferenceLane, t: int, action: int, estimates: ridge.Estimates
+    ) -> None:
+        """Step 3: a miss evicts until it fits."""
+        super().after_choice(lane, t, action, estimates)
+        if self.sized_rule is not None:
+            lane.loads[t] += self.sized_rule.serve(t, action, estimates, self.resident)
+
+    def planned(self, t: int, model: ridge.RidgeModel) -> Bools:
+        """The set `[N]` for the epoch after round `t`."""
+        now = self.resident.copy()
+        asked = self.policy, t, self.ends[t], model, now, self.rounds, self.problem, self.settings
+        name = "greedy" if self.policy == "polar" else self.settings.solver_plus
+        plan = epochs.replan_problem(*asked)
+        return sized.SOLVERS[name](plan, sized.bytes_of(self.problem))
+
+
 def run_lane(
     policy: str,
     rounds: ReferenceRounds,
@@ -191,7 +229,8 @@ def run_lane(
     horizon, context_dim = rounds.context.shape
     model = ridge.new_model(len(problem.paging_cost), context_dim, settings.ridge)
     resident = first_set(policy, problem, oracle_set)
-    cache = Cache(policy, rounds, problem, settings, resident)
+    kind = Cache if problem.capacity_bytes is None else SizedCache
+    cache = kind(policy, rounds, problem, settings, resident)
     lane = empty_lane(horizon, resident, model)
     owed = round_quotas(horizon, problem, settings)
     for t in range(horizon):

@@ -1,0 +1,307 @@
+"""Replay files: measured contexts and utilities as `.npz` or Parquet; see `docs/replays.md`.
+
+**npz.** Arrays `contexts [M, d]` and `utilities [M, N]`, floats of 4 or 8 bytes; optionally
+`domains [M]` (whole numbers or texts), `adapters [N]` (texts) and `order [L]` (whole numbers).
+Others are left unread. Nothing is unpickled.
+
+**Parquet.** A row per request, in the order they came: columns `context` and `utility`, lists
+of floats of equal length, and optionally `domain`; the names of the adapters are a JSON list
+under the key `adapters` of the file's metadata.
+
+Readers check what a file claims before they allocate: never more than twice its size. An
+archive that would grow more than that when it is decompressed is refused.
+"""
+
+import json
+import os
+import pathlib
+import zipfile
+import zlib
+from typing import IO, Any
+
+import numpy as np
+
+from polar_jax import replays
+
+SUFFIXES = (".npz", ".parquet")
+_ARRAYS = ("contexts", "utilities", "domains", "adapters", "order")
+_PIECE = 2**14
+# A header is some hundred bytes; numpy itself refuses more.
+_MAX_HEADER = 10_000
+_OWN_KEY = b"adapters"
+
+
+def read_replay(
+    path: str | os.PathLike[str], *, missing: float | str | None = None
+) -> replays.Replay:
+    """Reads measured requests; the module's docstring has the formats.
+
+    Args:
+      path: a `.npz` or `.parquet` file.
+      missing: what a missing utility (NaN) means, as in `replays.make_replay`.
+
+    Raises:
+      ValueError: for anything in the file that cannot be used, in one line that names the
+        file, what was received and what is allowed.
+      OSError: for a file that is missing or cannot be read.
+    """
+    file = pathlib.Path(path)
+    if file.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"{str(file)!r}: a replay's suffix must be one of {', '.join(SUFFIXES)}, got "
+            f"{file.suffix!r}."
+        )
+    read = _read_npz if file.suffix.lower() == ".npz" else _read_parquet
+    with file.open("rb") as opened:
+        try:
+            arrays = read(opened, os.fstat(opened.fileno()).st_size)
+            return replays.make_replay(**arrays, missing=missing, copy=False)
+        except ValueError as error:
+            raise ValueError(f"{str(file)!r}: {error}") from None
+
+
+def _read_npz(opened: IO[bytes], size: int) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(opened) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            for name in _ARRAYS[:2]:
+                if name not in members:
+                    raise ValueError(
+                        f"must hold the arrays contexts and utilities, got "
+                        f"{_listed(members) or 'none'}."
+                    )
+            wanted = {name: members[name] for name in _ARRAYS if name in members}
+            _check_growth(sum(info.file_size for info in wanted.values()), size, "savez")
+            arrays: dict[str, Any] = {
+                name: _read_array(archive, info, name) for name, info in wanted.items()
+            }
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"not a valid npz archive, cut short or damaged: {error}.") from None
+    except (RuntimeError, OSError, KeyError, OverflowError, UnicodeDecodeError) as error:
+        # zipfile reports encrypted and otherwise odd members as these.
+        raise ValueError(f"not a valid npz archive: {' '.join(str(error).split())}.") from None
+    if "adapters" in arrays:
+        names = arrays["adapters"]
+        if names.ndim != 1 or names.dtype.kind != "U":
+            raise ValueError(
+                f"adapters must be a list of texts, got {names.dtype} of shape {names.shape}."
+            )
+        arrays["adapters"] = [str(name) for name in names]
+    return arrays
+
+
+def _listed(names: Any) -> str:
+    shown = [repr(name[:40]) for name in names]
+    return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
+
+
+def _check_growth(held: int, size: int, writer: str) -> None:
+    """Refuses what decompresses to much more than the file: it may be a bomb."""
+    if held > 1.25 * size:
+        how = "numpy.savez" if writer == "savez" else "polar_jax.io.write_replay"
+        raise ValueError(
+            f"holds {held:,} bytes of arrays in a file of {size:,}, and at most 1.25 times its "
+            f"size is read; write it uncompressed, with {how}."
+        )
+
+
+def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.ndarray:
+    """One `.npy` member, whose header is checked against its length before room is made."""
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        readers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in readers:
+            raise ValueError(f"{name} must be a .npy of version 1 or 2, got {version}.")
+        if version == (2, 0):
+            _check_header(archive, info, name)
+        shape, fortran, dtype = readers[version](member, max_header_size=_MAX_HEADER)
+        kinds = "U" if name == "adapters" else "iuU" if name == "domains" else "iuf"
+        if dtype.kind not in kinds or dtype.itemsize < 4 or dtype.itemsize > 4_096:
+            allowed = {"U": "texts", "iuU": "whole numbers of 4 or 8 bytes or texts"}
+            numbers = "numbers of 4 or 8 bytes"
+            raise ValueError(f"{name} must be {allowed.get(kinds, numbers)}, got {dtype}.")
+        count = 1
+        for length in shape:
+            count *= length  # Python's whole numbers do not overflow.
+        if len(shape) > 2 or count * dtype.itemsize > info.file_size or min(shape, default=0) < 0:
+            raise ValueError(
+                f"{name} claims shape {shape} of {dtype}, which {info.file_size:,} bytes do not "
+                "hold."
+            )
+        data = bytearray(count * dtype.itemsize)
+        view, filled = memoryview(data), 0
+        while filled < len(data):
+            piece = member.read(min(_PIECE, len(data) - filled))
+            if not piece:
+                raise ValueError(f"{name} ends after {filled:,} of {len(data):,} bytes.")
+            view[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        if member.read(1):
+            raise ValueError(f"{name} holds more bytes than its shape {shape} says.")
+    array = np.frombuffer(data, dtype)
+    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+
+
+def _check_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> None:
+    """A header of version 2 gives its own length in 4 bytes, and is read before it is judged."""
+    with archive.open(info) as member:
+        start = member.read(12)
+    if len(start) < 12 or int.from_bytes(start[8:12], "little") > _MAX_HEADER:
+        raise ValueError(f"{name} has a header of more than {_MAX_HEADER:,} bytes.")
+
+
+def _read_parquet(opened: IO[bytes], size: int) -> dict[str, Any]:
+    import pyarrow  # Slow to load, and only this format needs it.
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(opened, page_checksum_verification=True)
+        schema = file.schema_arrow
+        widths = {name: _column_width(file, schema, name) for name in ("context", "utility")}
+        rows = file.metadata.num_rows
+        _check_growth(4 * rows * sum(widths.values()) + _declared(file), 2 * size, "parquet")
+        found: dict[str, Any] = {
+            f"{name}s" if name == "context" else "utilities": _matrix(file, name, width, rows)
+            for name, width in widths.items()
+        }
+        if "domain" in schema.names:
+            column = file.read(columns=["domain"]).column("domain")
+            if column.null_count or column.type.num_buffers > 3:
+                raise ValueError("column domain must hold whole numbers or texts in every row.")
+            found["domains"] = np.asarray(column.to_pylist())
+        names = (schema.metadata or {}).get(_OWN_KEY)
+        if names is not None:
+            found["adapters"] = _adapter_names(names)
+    except (pyarrow.ArrowException, OSError, MemoryError, KeyError, UnicodeDecodeError) as error:
+        # Arrow reports damage of different kinds as different exceptions, OSError among them.
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"not valid Parquet, cut short or damaged: {reason}.") from None
+    return found
+
+
+def _declared(file: Any) -> int:
+    """Bytes that the columns say they decompress to."""
+    groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+    return sum(
+        group.column(i).total_uncompressed_size
+        for group in groups
+        for i in range(group.num_columns)
+        if group.column(i).path_in_schema.split(".")[0] in ("context", "utility", "domain")
+    )
+
+
+def _column_width(file: Any, schema: Any, name: str) -> int:
+    """Numbers per row of a column of lists, from the counts in the file's footer."""
+    import pyarrow
+
+    if name not in schema.names:
+        raise ValueError(
+            f"must have columns context and utility, got {_listed(schema.names) or 'none'}."
+        )
+    kind = schema.field(name).type
+    if not pyarrow.types.is_list(kind) or not pyarrow.types.is_floating(kind.value_type):
+        raise ValueError(f"column {name} must hold lists of floats, got {kind}.")
+    rows, values = file.metadata.num_rows, 0
+    for i in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(i)
+        for j in range(group.num_columns):
+            if group.column(j).path_in_schema.split(".")[0] == name:
+                values += group.column(j).num_values
+    if rows < 1 or values % rows:
+        raise ValueError(
+            f"column {name} must hold lists of equal length in one or more rows, got {values:,} "
+            f"numbers in {rows:,} rows."
+        )
+    return values // rows
+
+
+def _matrix(file: Any, name: str, width: int, rows: int) -> np.ndarray:
+    """A column of lists as `[rows, width]` float32, a batch of rows at a time."""
+    matrix = np.empty((rows, width), np.float32)
+    done = 0
+    for batch in file.iter_batches(batch_size=1_024, columns=[name]):
+        column = batch.column(0)
+        lengths = column.value_lengths()
+        values = column.flatten()
+        count = len(column)
+        even = not column.null_count and not values.null_count and len(values) == count * width
+        if not even or set(lengths.unique().to_pylist()) != {width} or done + count > rows:
+            raise ValueError(f"column {name} must hold {width} numbers in every row.")
+        matrix[done : done + count] = values.to_numpy(zero_copy_only=False).reshape(count, width)
+        done += count
+    if done != rows:
+        raise ValueError(f"column {name} must hold {rows:,} rows, got {done:,}.")
+    return matrix
+
+
+def _adapter_names(text: bytes) -> list[str]:
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("the metadata's adapters must be a JSON list of names.")
+    return names
+
+
+def write_replay(path: str | os.PathLike[str], replay: replays.Replay) -> None:
+    """Writes a replay as this module reads it; contexts as they are, divided by their norm.
+
+    Args:
+      path: a `.npz` or `.parquet` file; one that exists is replaced once the new one is whole.
+        A Parquet file has no order: its rows are written in the replay's.
+      replay: the requests.
+
+    Raises:
+      ValueError: for another suffix.
+      OSError: for a file that cannot be written.
+    """
+    file = pathlib.Path(path)
+    if file.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"a replay's suffix must be one of {', '.join(SUFFIXES)}, got {file.suffix!r}."
+        )
+    write = _write_npz if file.suffix.lower() == ".npz" else _write_parquet
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as opened:
+            write(opened, replay)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_npz(opened: IO[bytes], replay: replays.Replay) -> None:
+    np.savez(
+        opened,
+        contexts=replay.contexts,
+        utilities=replay.utilities,
+        domains=np.asarray(replay.domain_names)[replay.domains],
+        adapters=np.asarray(replay.adapters),
+        order=replay.order,
+    )
+
+
+def _write_parquet(opened: IO[bytes], replay: replays.Replay) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    def lists(values: np.ndarray) -> Any:
+        flat = pyarrow.array(values[replay.order].reshape(-1))
+        ends = np.arange(len(replay.order) + 1, dtype=np.int32) * np.int32(values.shape[1])
+        return pyarrow.ListArray.from_arrays(ends, flat)
+
+    table = pyarrow.table(
+        {
+            "context": lists(replay.contexts),
+            "utility": lists(replay.utilities),
+            "domain": np.asarray(replay.domain_names)[replay.domains[replay.order]],
+        },
+        metadata={_OWN_KEY: json.dumps(list(replay.adapters)).encode()},
+    )
+    pyarrow.parquet.write_table(
+        table, opened, compression="none", use_dictionary=False, write_page_checksum=True
+    )
