@@ -61,12 +61,13 @@ def make_experiment(
 
 
 @contextlib.contextmanager
-def double_precision() -> Iterator[None]:
+def double_precision(*, optimised: bool = False) -> Iterator[None]:
     """Float64 in every thread: programs are compiled outside the caller's own thread.
 
-    Float64 tests are about rules, not about speed: compiling them quickly halves their time.
+    Float64 tests are about rules, not about speed: compiling them quickly halves their time,
+    unless few programs run often (`optimised`).
     """
-    changes = {"jax_enable_x64": True, "jax_disable_most_optimizations": True}
+    changes = {"jax_enable_x64": True, "jax_disable_most_optimizations": not optimised}
     before = {name: jax.config.read(name) for name in changes}
     for name, value in changes.items():
         jax.config.update(name, value)

@@ -17,7 +17,8 @@ LAYERS = {
     0: ("types", "checks"),
     1: ("linalg", "draws", "epochs", "cache_value", "capacity"),
     2: (
-        *("cache_search", "sized_search", "environments", "paging", "problems"),
+        *("cache_search", "sized_search", "set_moves", "relaxed_search"),
+        *("environments", "paging", "problems"),
         *("replays", "replay_streams"),
     ),
     3: (
