@@ -192,7 +192,7 @@ class RunConfig:
     window: int = 512
     switching_term: bool = True
     beta: str = "constant"
-    prior: str = "zero"
+    prior: Annotated[str | None, _arg("STR", "zero; pooled for a replay")] = None
     out: Annotated[pathlib.Path | None, _arg("DIR", "next free of results/run-001, ...")] = None
     overwrite: bool = False
     devices: Annotated[int | None, _arg("INT", "every core, or every accelerator")] = None
@@ -277,6 +277,8 @@ def check_environment(config: RunConfig) -> None:
     if config.order is not None:
         checks.one_of("--order", config.order, ORDERS)
     checks.one_of("--benchmark", config.benchmark, BENCHMARKS)
+    if config.prior is not None:
+        checks.one_of("--prior", config.prior, PRIORS)
 
 
 def with_sizes(config: RunConfig, replay: tuple[int, int] | None) -> RunConfig:

@@ -258,7 +258,8 @@ def policy_settings(config: RunConfig, *, sigma: float) -> policies.Settings:
         alpha=config.alpha,
         ridge=config.ridge,
         beta=config.beta,
-        prior=config.prior,
+        # Measured utilities need not be about 0 on average, as those of synthetic streams are.
+        prior=config.prior or ("pooled" if options.is_replay(config.environment) else "zero"),
         sigma=sigma,
         epoch_length=config.epoch_length,
         window=config.window,

@@ -384,7 +384,7 @@ def test_a_manifest_gets_every_field_in_plain_values() -> None:
     assert (told["num_configurations"], told["num_lanes"], told["seeds"]) == (18, 54, 3)
     assert (told["spec_text"], told["spec_hash"]) == (EXAMPLE, found.spec_hash)
     axes = {grid.option_of(one.name) for one in found.axes}
-    unset = {"paging", "segments", "epoch_length", *grid.LATER} - {"benchmark", "prior"}
+    unset = {"paging", "segments", "epoch_length", *grid.LATER} - {"benchmark"}
     assert set(told["fixed"]) == set(grid.KINDS) - axes - unset
 
 
