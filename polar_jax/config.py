@@ -268,8 +268,8 @@ def check_environment(config: RunConfig) -> None:
     if not is_replay(config.environment):
         files = f"a file ending in {' or '.join(REPLAY_SUFFIXES)}"
         checks.one_of("--environment", config.environment, (*ENVIRONMENTS, REAL, files))
-        for option in ("order", "arrivals", "missing"):
-            if getattr(config, option) is not None:
+        for option in ("order", "arrivals", "missing", "benchmark"):
+            if getattr(config, option) not in (None, "auto"):
                 raise ValueError(
                     f"--{option} needs a replay as --environment ({REAL}, or {files}), got "
                     f"{config.environment!r}."

@@ -1,7 +1,8 @@
 """Replay files: measured contexts and utilities as `.npz` or Parquet; see `docs/replays.md`.
 
 **npz.** Arrays `contexts [M, d]` and `utilities [M, N]`, floats of 4 or 8 bytes; optionally
-`domains [M]` (whole numbers or texts), `adapters [N]` (texts) and `order [L]` (whole numbers).
+`domains [M]` (whole numbers or texts), `domain_names` (texts of the numbers from 0), `adapters [N]`
+(texts) and `order [L]` (whole numbers).
 Others are left unread. Nothing is unpickled.
 
 **Parquet.** A row per request, in the order they came: columns `context` and `utility`, lists
@@ -12,6 +13,7 @@ Readers check what a file claims before they allocate: never more than twice its
 archive that would grow more than that when it is decompressed is refused.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,7 +26,8 @@ import numpy as np
 from polar_jax import replays
 
 SUFFIXES = (".npz", ".parquet")
-_ARRAYS = ("contexts", "utilities", "domains", "adapters", "order")
+_ARRAYS = ("contexts", "utilities", "domains", "domain_names", "adapters", "order")
+_KINDS = {"adapters": "U", "domain_names": "U", "domains": "iuU"}
 _PIECE = 2**14
 # A header is some hundred bytes; numpy itself refuses more.
 _MAX_HEADER = 10_000
@@ -55,7 +58,9 @@ def read_replay(
     with file.open("rb") as opened:
         try:
             arrays = read(opened, os.fstat(opened.fileno()).st_size)
-            return replays.make_replay(**arrays, missing=missing, copy=False)
+            names = arrays.pop("domain_names", None)
+            replay = replays.make_replay(**arrays, missing=missing, copy=False)
+            return replay if names is None else _named(replay, names)
         except ValueError as error:
             raise ValueError(f"{str(file)!r}: {error}") from None
 
@@ -90,6 +95,19 @@ def _read_npz(opened: IO[bytes], size: int) -> dict[str, Any]:
     return arrays
 
 
+def _named(replay: replays.Replay, names: np.ndarray) -> replays.Replay:
+    """A replay whose domains, numbers from 0, have names."""
+    known = {str(number): str(name) for number, name in enumerate(names.reshape(-1))}
+    if names.ndim != 1 or names.dtype.kind != "U" or not set(replay.domain_names) <= set(known):
+        raise ValueError(
+            "domain_names must be texts, one for each of the numbers in domains, got "
+            f"{names.dtype} of shape {names.shape}."
+        )
+    return dataclasses.replace(
+        replay, domain_names=tuple(known[name] for name in replay.domain_names)
+    )
+
+
 def _listed(names: Any) -> str:
     shown = [repr(name[:40]) for name in names]
     return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
@@ -118,7 +136,9 @@ def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> n
         if version == (2, 0):
             _check_header(archive, info, name)
         shape, fortran, dtype = readers[version](member, max_header_size=_MAX_HEADER)
-        kinds = "U" if name == "adapters" else "iuU" if name == "domains" else "iuf"
+        kinds = (
+            "U" if name in ("adapters", "domain_names") else "iuU" if name == "domains" else "iuf"
+        )
         if dtype.kind not in kinds or dtype.itemsize < 4 or dtype.itemsize > 4_096:
             allowed = {"U": "texts", "iuU": "whole numbers of 4 or 8 bytes or texts"}
             numbers = "numbers of 4 or 8 bytes"
@@ -160,17 +180,17 @@ def _read_parquet(opened: IO[bytes], size: int) -> dict[str, Any]:
     try:
         file = pyarrow.parquet.ParquetFile(opened, page_checksum_verification=True)
         schema = file.schema_arrow
-        widths = {name: _column_width(file, schema, name) for name in ("context", "utility")}
-        rows = file.metadata.num_rows
-        _check_growth(4 * rows * sum(widths.values()) + _declared(file), 2 * size, "parquet")
+        # Metadata of single columns is not asked for: where it is damaged, Arrow aborts.
+        groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+        _check_growth(sum(group.total_byte_size for group in groups), size, "parquet")
         found: dict[str, Any] = {
-            f"{name}s" if name == "context" else "utilities": _matrix(file, name, width, rows)
-            for name, width in widths.items()
+            "contexts": _matrix(file, schema, "context", size),
+            "utilities": _matrix(file, schema, "utility", size),
         }
         if "domain" in schema.names:
             column = file.read(columns=["domain"]).column("domain")
-            if column.null_count or column.type.num_buffers > 3:
-                raise ValueError("column domain must hold whole numbers or texts in every row.")
+            if column.null_count:
+                raise ValueError("column domain must hold a whole number or a text in every row.")
             found["domains"] = np.asarray(column.to_pylist())
         names = (schema.metadata or {}).get(_OWN_KEY)
         if names is not None:
@@ -182,19 +202,8 @@ def _read_parquet(opened: IO[bytes], size: int) -> dict[str, Any]:
     return found
 
 
-def _declared(file: Any) -> int:
-    """Bytes that the columns say they decompress to."""
-    groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
-    return sum(
-        group.column(i).total_uncompressed_size
-        for group in groups
-        for i in range(group.num_columns)
-        if group.column(i).path_in_schema.split(".")[0] in ("context", "utility", "domain")
-    )
-
-
-def _column_width(file: Any, schema: Any, name: str) -> int:
-    """Numbers per row of a column of lists, from the counts in the file's footer."""
+def _matrix(file: Any, schema: Any, name: str, size: int) -> np.ndarray:
+    """A column of lists as `[rows, width]` float32, a batch of rows at a time."""
     import pyarrow
 
     if name not in schema.names:
@@ -204,36 +213,26 @@ def _column_width(file: Any, schema: Any, name: str) -> int:
     kind = schema.field(name).type
     if not pyarrow.types.is_list(kind) or not pyarrow.types.is_floating(kind.value_type):
         raise ValueError(f"column {name} must hold lists of floats, got {kind}.")
-    rows, values = file.metadata.num_rows, 0
-    for i in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(i)
-        for j in range(group.num_columns):
-            if group.column(j).path_in_schema.split(".")[0] == name:
-                values += group.column(j).num_values
-    if rows < 1 or values % rows:
-        raise ValueError(
-            f"column {name} must hold lists of equal length in one or more rows, got {values:,} "
-            f"numbers in {rows:,} rows."
-        )
-    return values // rows
-
-
-def _matrix(file: Any, name: str, width: int, rows: int) -> np.ndarray:
-    """A column of lists as `[rows, width]` float32, a batch of rows at a time."""
-    matrix = np.empty((rows, width), np.float32)
-    done = 0
+    rows, done = file.metadata.num_rows, 0
+    matrix = np.empty((0, 0), np.float32)
     for batch in file.iter_batches(batch_size=1_024, columns=[name]):
+        batch.validate(full=True)
         column = batch.column(0)
-        lengths = column.value_lengths()
-        values = column.flatten()
-        count = len(column)
-        even = not column.null_count and not values.null_count and len(values) == count * width
-        if not even or set(lengths.unique().to_pylist()) != {width} or done + count > rows:
-            raise ValueError(f"column {name} must hold {width} numbers in every row.")
-        matrix[done : done + count] = values.to_numpy(zero_copy_only=False).reshape(count, width)
+        count, values = len(column), column.flatten()
+        if not done and count:
+            width = len(column[0]) if column[0].is_valid else 0
+            _check_growth(4 * rows * width, size, "parquet")
+            matrix = np.empty((rows, width), np.float32)
+        lengths = column.value_lengths().unique().to_pylist()
+        if lengths != [matrix.shape[1]] or values.null_count or done + count > rows:
+            raise ValueError(
+                f"column {name} must hold a list of as many numbers in every row as in the first, "
+                f"{matrix.shape[1]}."
+            )
+        matrix[done : done + count] = values.to_numpy(zero_copy_only=False).reshape(count, -1)
         done += count
-    if done != rows:
-        raise ValueError(f"column {name} must hold {rows:,} rows, got {done:,}.")
+    if done != rows or not rows:
+        raise ValueError(f"column {name} must hold one or more rows, {rows:,} of them, got {done}.")
     return matrix
 
 
