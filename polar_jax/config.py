@@ -160,8 +160,8 @@ class RunConfig:
       quiet: print nothing but errors.
     """
 
-    adapters: Annotated[int | None, _arg("INT", f"{DEFAULT_ADAPTERS}")] = None
-    slots: Annotated[int | None, _arg("INT", "4 without --capacity-bytes")] = None
+    adapters: Annotated[int | None, _arg("INT", f"{DEFAULT_ADAPTERS}, or all of --paging")] = None
+    slots: Annotated[int | None, _arg("INT", "4, or N; none with --capacity-bytes")] = None
     capacity_bytes: Annotated[int | None, _bytes(), _arg("BYTES", "none: slots")] = None
     size_bytes: Annotated[str | None, _arg("BYTES,...", "those of --paging")] = None
     context_dim: Annotated[int | None, _arg("INT", f"{DEFAULT_CONTEXT_DIM}")] = None
@@ -315,7 +315,7 @@ def num_slots(config: RunConfig) -> int | None:
     """`K`, or None where a capacity in bytes stands in its place."""
     if config.capacity_bytes is not None:
         return None
-    return DEFAULT_SLOTS if config.slots is None else config.slots
+    return min(DEFAULT_SLOTS, sizes(config)[0]) if config.slots is None else config.slots
 
 
 def adapter_sizes(config: RunConfig) -> tuple[int, ...] | None:

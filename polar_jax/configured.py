@@ -97,6 +97,37 @@ def _sized(config: RunConfig) -> RunConfig:
     return options.with_sizes(unsized if given == own else config, own)
 
 
+def with_own_sizes(config: RunConfig) -> RunConfig:
+    """Options as given, with the numbers of adapters and features that they mean.
+
+    A replay has its own; a paging file means all of its adapters where no number is given.
+
+    Raises:
+      ValueError: for a file that cannot be used, or a replay's own numbers that are given.
+      OSError: for a file that cannot be read.
+    """
+    if options.is_replay(config.environment):
+        return options.with_sizes(config, replay_sizes(config))
+    if config.paging is not None and config.adapters is None:
+        # What is wrong with other options is told first.
+        options.synthetic_mean(config)
+        held = len(_paging_table(config).adapters)
+        config = dataclasses.replace(config, adapters=held)
+    return options.with_sizes(config, None)
+
+
+def _paging_table(config: RunConfig) -> paging.PagingTable:
+    """The table of `--paging`; a file is read once until it changes."""
+    path = pathlib.Path(config.paging or "")
+    return _read_table(path, config.tier, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_table(path: pathlib.Path, tier: str | None, changed: int) -> paging.PagingTable:
+    del changed
+    return io.read_paging_table(path, tier=tier)
+
+
 def replay_sizes(config: RunConfig) -> tuple[int, int]:
     """Adapters and features of the replay that is the environment.
 
@@ -225,7 +256,7 @@ def _costs(config: RunConfig, adapters: int) -> tuple[lanes.Costs, str]:
         costs = lanes.Costs(price_per_ms=config.price_per_ms, synthetic_mean=mean)
         return costs, f"synthetic, drawn per seed: {mean:g} * U(0.5, 1.5)"
     if config.paging is not None:
-        table = io.read_paging_table(config.paging, tier=config.tier)
+        table = _paging_table(config)
         held = len(table.adapters)
         if adapters > held:
             raise ValueError(

@@ -185,7 +185,7 @@ def shuffled(position: Array, size: Array, pass_: Array, deck: Array, words: Arr
     size_ = unsigned(size)
     # Half the bits of the last card's number, rounded up; 4 at least, as tiny networks mix ill.
     bits = 32 - jax.lax.clz(jnp.maximum(size_ - 1, 1))
-    half = jnp.maximum((bits + 1) // 2, 2)
+    half = jnp.maximum((bits + 1) // 2, 4)
     mask = (jnp.uint32(1) << half) - jnp.uint32(1)
     key = _mixed(words[0] ^ _mixed(unsigned(pass_) ^ words[1] ^ _mixed(unsigned(deck))))
 

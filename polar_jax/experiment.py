@@ -19,7 +19,7 @@ from polar_jax import (
     tables,
 )
 from polar_jax.config import RunConfig
-from polar_jax.configured import Configured, configure, replay_sizes
+from polar_jax.configured import Configured, configure, with_own_sizes
 
 RESULTS_FILE, MANIFEST_FILE = "results.parquet", "manifest.json"
 FIGURE_FILE, REPORT_FILE = "regret.png", "report.html"
@@ -59,8 +59,7 @@ def prepare(config: RunConfig) -> Prepared:
       OSError: for a file that cannot be read or a folder that cannot be written.
     """
     options.check_environment(config)
-    replayed = options.is_replay(config.environment)
-    config = options.with_sizes(config, replay_sizes(config) if replayed else None)
+    config = with_own_sizes(config)
     configured = configure(config)
     # Last, so that a bad option leaves no folder behind.
     folder = store.claim(config.out, overwrite=config.overwrite)

@@ -215,6 +215,7 @@ def kinship(experiment: Experiment) -> Any:
     return (
         experiment.problem,
         experiment.environment,
+        replay_streams.fingerprint(experiment.environment_params),
         experiment.compiled_shape,
         np.dtype(experiment.dtype),
         experiment.shorter_horizons,

@@ -5,6 +5,7 @@ shared by all lanes: `split` takes it out of the parameters, `joined` puts it ba
 """
 
 import functools
+import hashlib
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -49,6 +50,8 @@ class ReplayParams(flax.struct.PyTreeNode):
     persistence_ms: Array  # [], trace: time in which a domain is kept with chance 1/e
     segment_rounds: Array  # [] int32, rounds between two popularity orders
     data: Any  # ReplayData
+    # Of the data: equal digests, equal data. No part of what is compiled.
+    digest: str = flax.struct.field(pytree_node=False, default="")
 
 
 class ReplayInstance(NamedTuple):
@@ -192,7 +195,8 @@ def replay_environment(
     if num_segments is not None and order in SEGMENTS:
         segments = num_segments
     checks.at_least("num_segments", segments, 1)
-    return _environment(_Kind(order, segments), len(replay.domain_names), replay.digest)
+    domains = len(np.unique(replay.domains[replay.order]))
+    return _environment(_Kind(order, segments), domains, replay.digest)
 
 
 @functools.cache
@@ -257,7 +261,13 @@ def replay_params(
         persistence_ms=jnp.float32(persistence),
         segment_rounds=jnp.int32(-(-horizon // env.num_segments)),
         data=_data(replay, gaps, linear=linear),
+        digest=_digest(replay, gaps, linear=linear),
     )
+
+
+def _digest(replay: Replay, gaps: np.ndarray | None, *, linear: bool) -> str:
+    times = b"" if gaps is None else gaps.tobytes()
+    return hashlib.sha256(f"{replay.digest} {linear} ".encode() + times).hexdigest()
 
 
 def _checked_gaps(gap_ms: ArrayLike) -> np.ndarray:
@@ -288,9 +298,12 @@ def _persistence(gaps: np.ndarray, stay: float) -> float:
 
 
 def _data(replay: Replay, gaps: np.ndarray | None, *, linear: bool) -> ReplayData:
-    deck = np.argsort(replay.domains, kind="stable").astype(np.int32)
-    size = np.bincount(replay.domains, minlength=len(replay.domain_names)).astype(np.int32)
-    domain = replay.domains[replay.order]
+    # Requests that the record leaves out are in no deck.
+    used = np.unique(replay.order)
+    deck = used[np.argsort(replay.domains[used], kind="stable")].astype(np.int32)
+    labels, domains = np.unique(replay.domains[used], return_inverse=True)
+    size = np.bincount(domains).astype(np.int32)
+    domain = np.searchsorted(labels, replay.domains[replay.order])
     by_domain = np.argsort(domain, kind="stable")
     begins = np.searchsorted(domain[by_domain], np.arange(len(size)))
     occurrence = np.empty(len(domain), np.int32)
@@ -334,7 +347,12 @@ def split(params: Any, num_adapters: int, context_dim: int) -> tuple[Any, Any]:
         utility=widened(data.utility),
         benchmark=None if data.benchmark is None else widened(data.benchmark),
     )
-    return params.replace(data=()), padded
+    return params.replace(data=(), digest=""), padded
+
+
+def fingerprint(params: Any) -> str:
+    """What tells a stream's data from others'; "" where it has none."""
+    return params.digest if isinstance(params, ReplayParams) else ""
 
 
 def joined(params: Any, data: Any) -> Any:

@@ -35,7 +35,7 @@ class Replay:
       order: `[L]` int32 requests in the order they came, in `[0, M)`.
       largest_norm: what contexts were divided by.
       missing: how many utilities were missing and filled.
-      digest: sha256, in hexadecimal, of all of the above.
+      digest: sha256, in hexadecimal, of contexts, utilities, domains, order and names.
     """
 
     contexts: np.ndarray
@@ -129,6 +129,13 @@ def _fill(utility: np.ndarray, missing: float | str | None) -> int:
                 f"utilities[{where[0]}, {where[1]}] must be in [{-MAX_UTILITY:g}, "
                 f"{MAX_UTILITY:g}], got {worst:g}."
             )
+    if missing not in (None, "adapter-mean") and (
+        isinstance(missing, str) or not abs(missing) <= MAX_UTILITY
+    ):
+        raise ValueError(
+            f'missing must be "adapter-mean" or a number in [{-MAX_UTILITY:g}, '
+            f"{MAX_UTILITY:g}], got {missing!r}."
+        )
     gaps = np.isnan(utility)
     count = int(np.count_nonzero(gaps))
     if not count:
@@ -138,11 +145,6 @@ def _fill(utility: np.ndarray, missing: float | str | None) -> int:
         raise ValueError(
             f"utilities hold {count} missing values, the first at [{row}, {column}]; say what "
             'they mean: a number to take in their place, or "adapter-mean".'
-        )
-    if missing != "adapter-mean" and (isinstance(missing, str) or not abs(missing) <= MAX_UTILITY):
-        raise ValueError(
-            f'missing must be "adapter-mean" or a number in [{-MAX_UTILITY:g}, '
-            f"{MAX_UTILITY:g}], got {missing!r}."
         )
     for adapter in range(utility.shape[1]):
         column, gap = utility[:, adapter], gaps[:, adapter]
@@ -196,6 +198,9 @@ def _codes(domains: Any, num_requests: int) -> tuple[np.ndarray, tuple[str, ...]
         names = np.unique(np.concatenate([names, np.unique(piece)]))
     if len(names) > MAX_DOMAINS:
         raise ValueError(f"domains must be at most {MAX_DOMAINS:,}, got {len(names):,}.")
+    for name in names:
+        if not str(name).isprintable():
+            raise ValueError(f"domains must be printable labels, got {str(name)[:60]!r}.")
     codes = np.empty(num_requests, np.int32)
     for i, piece in enumerate(pieces):
         codes[i * _ROWS : i * _ROWS + piece.size] = np.searchsorted(names, piece)

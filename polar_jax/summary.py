@@ -115,8 +115,9 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append("* knows what no server can know, and is left out where policies are ranked.")
     if comparison.linear_benchmark:
         lines.append(
-            "Utilities are single outcomes: regret and loss are against the best linear policy in "
-            "hindsight (cross-fitted) and may be negative; read net utility first."
+            "Perfect routing knows what a linear model expects, cross-fitted: regret and loss "
+            "are against the best linear policy in hindsight and may be negative; read net "
+            "utility first."
         )
     if comparison.waited:
         lines.append(

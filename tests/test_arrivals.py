@@ -70,7 +70,7 @@ def test_the_shipped_traces_are_those_of_their_page():
         ("a.jsonl", '{"timestamp": true}\n', "line 1"),
         ("a.jsonl", '{"timestamp": 1}\n[', "line 2: not valid JSON"),
         ("a.jsonl", '{"timestamp": 1}\n{"timestamp": 1e400}\n', "line 2: a time must be"),
-        ("a.txt", "1\n2\n", "one of .csv, .jsonl, got '.txt'"),
+        ("a.txt", "1\n2\n", r"ending in \.csv or \.jsonl, got '\.txt'"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_its_line(tmp_path, name, content, message):

@@ -110,13 +110,16 @@ def test_other_layouts_of_the_same_numbers_are_read(folder, change):
 
 BAD_NPZ = {
     "no contexts": ({"contexts": None}, "must hold the arrays contexts and utilities, got"),
-    "pickles": ({"contexts": np.array([[{}]], dtype=object)}, "contexts must be numbers of 4 or 8"),
-    "text": ({"utilities": np.array([["a"]])}, "utilities must be numbers of 4 or 8 bytes, got"),
-    "bytes": ({"utilities": np.ones((40, 5), np.uint8)}, "utilities must be numbers of 4 or 8"),
-    "halves": ({"contexts": np.ones((40, 3), np.float16)}, "contexts must be numbers of 4 or 8"),
-    "complex": ({"utilities": np.ones((40, 5)) * 1j}, "utilities must be numbers of 4 or 8"),
+    "pickles": ({"contexts": np.array([[{}]], dtype=object)}, "contexts must be floats of 4 or 8"),
+    "text": ({"utilities": np.array([["a"]])}, "utilities must be floats of 4 or 8 bytes, got"),
+    "bytes": ({"utilities": np.ones((40, 5), np.uint8)}, "utilities must be floats of 4 or 8"),
+    "halves": ({"contexts": np.ones((40, 3), np.float16)}, "contexts must be floats of 4 or 8"),
+    "complex": ({"utilities": np.ones((40, 5)) * 1j}, "utilities must be floats of 4 or 8"),
     "float domains": ({"domains": np.ones(40)}, "domains must be whole numbers of 4 or 8 bytes or"),
-    "number names": ({"adapters": np.arange(5)}, "adapters must be texts, got int64"),
+    "number names": (
+        {"adapters": np.arange(5)},
+        "adapters must be texts of at most 128 characters, got int64",
+    ),
     "names in a table": ({"adapters": np.array([["a"]])}, "adapters must be a list of texts"),
     "cube": ({"contexts": np.ones((40, 3, 2), np.float32)}, "contexts claims shape"),
     "rows": ({"contexts": np.ones((39, 3), np.float32)}, "a row per request, got 39 and 40"),
@@ -213,6 +216,41 @@ def _lying(path: Path, shape: str) -> Path:
 def test_headers_that_lie_about_the_shape_are_refused(folder, shape):
     with pytest.raises(ValueError, match=r"contexts|npz"):
         read_replay(_lying(folder / "lying.npz", shape))
+
+
+def test_texts_that_are_none_are_refused(folder):
+    names = np.array(["a", "b", "c", "d", "e"])
+    names.view(np.uint32)[0] = 0x110000
+    with pytest.raises(ValueError, match="adapters must be texts of Unicode"):
+        read_replay(npz(folder / "text.npz", adapters=names))
+    domains = np.array(["x", "y"] * 20)
+    domains.view(np.uint32)[0] = 0xD800
+    with pytest.raises(ValueError, match="domains must be texts of Unicode"):
+        read_replay(npz(folder / "text.npz", domains=domains))
+    with pytest.raises(ValueError, match="domains must be printable"):
+        read_replay(npz(folder / "text.npz", domains=np.array(["\x1b[31m", "b"] * 20)))
+
+
+def test_every_damaged_byte_of_a_header_is_refused_or_read(folder):
+    # In an archive of its own checksums: written anew, as whoever means harm would.
+    path = folder / "header.npz"
+    npz(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    told = []
+    for place in range(100):
+        for value in (0, 10, 39, 40, 48, 92, 255):
+            body = bytearray(members["contexts.npy"])
+            body[place] = value
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, data in members.items():
+                    archive.writestr(name, bytes(body) if name == "contexts.npy" else data)
+            try:
+                read_replay(path)
+            except ValueError as error:
+                told.append(str(error))
+    assert len(told) > 100
+    assert [line for line in told if "\n" in line or len(line) > 400] == []
 
 
 def peak(path: Path) -> int:

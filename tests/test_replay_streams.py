@@ -130,6 +130,13 @@ def test_stream_contract(order):
     np.testing.assert_array_equal(longer[: 4 * BLOCK], requests)
 
 
+def test_requests_that_the_record_leaves_out_never_come():
+    replay = made(order=np.arange(20, 80))
+    for order in replay_streams.ORDERS:
+        requests, _ = stream(replay, order)
+        assert set(requests.tolist()) <= set(range(20, 80))
+
+
 def test_the_recorded_order_is_kept_from_a_drawn_start():
     order = np.random.default_rng(5).integers(0, 300, 700)
     replay = made(order=order)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from replay_data import made
 
-from polar_jax import cli
+from polar_jax import cli, lanes
 from polar_jax.config import RunConfig
 from polar_jax.experiment import run_experiment
 from polar_jax.io import write_replay
@@ -76,6 +76,23 @@ def test_no_replay_is_read_off_a_longer_run(folder):
     for order in ("recorded", "sticky"):
         made_plan = plan.make(parsed(text.replace("[axes]", f'order = "{order}"\n[axes]'), folder))
         assert made_plan.num_read_off == 0
+
+
+def test_cells_that_differ_in_data_alone_share_nothing(folder):
+    write_replay(folder / "outcomes.npz", made(binary=True))
+    text = FIXED.replace("mine.npz", "outcomes.npz") + 'order = "sticky"\n[axes]\n'
+    for axis in ('benchmark = ["utilities", "linear"]', 'arrivals = ["a.csv", "b.csv"]'):
+        for name, gap in (("a", 5), ("b", 50)):
+            rows = "\n".join(str(gap * i) for i in range(40))
+            (folder / f"{name}.csv").write_text(f"arrival_ms\n{rows}\n")
+        found = plan.make(parsed(text + axis, folder))
+        assert found.num_read_off == 0
+        batches = [batch for shard in found.shards for batch in shard.batches]
+        assert [len(batch.cells) for batch in batches] == [1, 1]
+        results = [lanes.run_many(batch.experiments())[0].policies.values() for batch in batches]
+        figures = [next(iter(one)).totals for one in results]
+        part = "regret" if "benchmark" in axis else "waiting_ms"
+        assert not np.array_equal(figures[0][part], figures[1][part])
 
 
 def test_a_sweep_over_orders_runs_and_gives_what_a_run_gives(folder, tmp_path):

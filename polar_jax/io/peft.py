@@ -60,7 +60,7 @@ def read_peft_adapter(folder: str | os.PathLike[str]) -> PeftAdapter:
     header = safetensors.read_header(path / WEIGHTS_FILE)
     if not header.data_bytes:
         raise ValueError(f"{str(path / WEIGHTS_FILE)!r}: must hold weights, got none.")
-    name = paging.check_name(path.resolve().name, "the adapter's folder")
+    name = paging.check_name(path.absolute().name, "the adapter's folder")
     return PeftAdapter(name, path / WEIGHTS_FILE, rank, targets, base_model, header)
 
 

@@ -9,14 +9,15 @@ Others are left unread. Nothing is unpickled.
 of floats of equal length, and optionally `domain`; the names of the adapters are a JSON list
 under the key `adapters` of the file's metadata.
 
-Readers check what a file claims before they allocate: never more than twice its size. An
-archive that would grow more than that when it is decompressed is refused.
+Readers check what a file claims before they allocate: never more than twice its size, and some
+megabytes for labels and names. An archive that would grow more when it is decompressed is refused.
 """
 
 import dataclasses
 import json
 import os
 import pathlib
+import re
 import zipfile
 import zlib
 from typing import IO, Any
@@ -27,10 +28,26 @@ from polar_jax import replays
 
 SUFFIXES = (".npz", ".parquet")
 _ARRAYS = ("contexts", "utilities", "domains", "domain_names", "adapters", "order")
-_KINDS = {"adapters": "U", "domain_names": "U", "domains": "iuU"}
+_KINDS = {
+    **{"contexts": "f", "utilities": "f", "domains": "iuU"},
+    **{"domain_names": "U", "adapters": "U", "order": "iu"},
+}
+_MAX_TEXT_BYTES = 512
+_TEXTS = f"texts of at most {_MAX_TEXT_BYTES // 4} characters"
+_ALLOWED = {
+    "f": "floats of 4 or 8 bytes",
+    "iu": "whole numbers of 4 or 8 bytes",
+    "U": _TEXTS,
+    "iuU": f"whole numbers of 4 or 8 bytes or {_TEXTS}",
+}
 _PIECE = 2**14
-# A header is some hundred bytes; numpy itself refuses more.
+# A header is some hundred bytes. Its keys come in this order, as every numpy writes them; to
+# read any literal of Python's would let a hostile one raise what it likes.
 _MAX_HEADER = 10_000
+_HEADER = re.compile(
+    rb"\{'descr': '(?P<descr>[<>|=](?:[biufcUSO]\d{0,6}))', 'fortran_order': "
+    rb"(?P<fortran>True|False), 'shape': \((?P<shape>(?:\d{1,18},? ?){0,4})\), \}\s*\Z"
+)
 _OWN_KEY = b"adapters"
 
 
@@ -126,23 +143,10 @@ def _check_growth(held: int, size: int, writer: str) -> None:
 def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.ndarray:
     """One `.npy` member, whose header is checked against its length before room is made."""
     with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        readers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        if version not in readers:
-            raise ValueError(f"{name} must be a .npy of version 1 or 2, got {version}.")
-        if version == (2, 0):
-            _check_header(archive, info, name)
-        shape, fortran, dtype = readers[version](member, max_header_size=_MAX_HEADER)
-        kinds = (
-            "U" if name in ("adapters", "domain_names") else "iuU" if name == "domains" else "iuf"
-        )
-        if dtype.kind not in kinds or dtype.itemsize < 4 or dtype.itemsize > 4_096:
-            allowed = {"U": "texts", "iuU": "whole numbers of 4 or 8 bytes or texts"}
-            numbers = "numbers of 4 or 8 bytes"
-            raise ValueError(f"{name} must be {allowed.get(kinds, numbers)}, got {dtype}.")
+        shape, fortran, dtype = _header(member, name)
+        largest = _MAX_TEXT_BYTES if dtype.kind == "U" else 8
+        if dtype.kind not in _KINDS[name] or not 4 <= dtype.itemsize <= largest:
+            raise ValueError(f"{name} must be {_ALLOWED[_KINDS[name]]}, got {dtype}.")
         count = 1
         for length in shape:
             count *= length  # Python's whole numbers do not overflow.
@@ -162,15 +166,34 @@ def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> n
         if member.read(1):
             raise ValueError(f"{name} holds more bytes than its shape {shape} says.")
     array = np.frombuffer(data, dtype)
+    if not dtype.isnative:
+        array = array.byteswap(inplace=True).view(dtype.newbyteorder())
+    if dtype.kind == "U" and array.size:
+        points = array.view(np.uint32)
+        if points.max() > 0x10FFFF or ((points >= 0xD800) & (points < 0xE000)).any():
+            raise ValueError(f"{name} must be texts of Unicode characters, got other numbers.")
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
 
 
-def _check_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> None:
-    """A header of version 2 gives its own length in 4 bytes, and is read before it is judged."""
-    with archive.open(info) as member:
-        start = member.read(12)
-    if len(start) < 12 or int.from_bytes(start[8:12], "little") > _MAX_HEADER:
+def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type that a `.npy` member claims."""
+    start = member.read(10)
+    if start[:6] != b"\x93NUMPY" or start[6:8] not in (b"\1\0", b"\2\0"):
+        raise ValueError(f"{name} must be a .npy of version 1 or 2, got {start[:8]!r}.")
+    more = member.read(2) if start[6] == 2 else b""
+    length = int.from_bytes(start[8:] + more, "little")
+    if length > _MAX_HEADER:
         raise ValueError(f"{name} has a header of more than {_MAX_HEADER:,} bytes.")
+    text = member.read(length)
+    found = _HEADER.match(text)
+    if found is None:
+        raise ValueError(f"{name} has a header that cannot be read: {text[:60]!r}.")
+    shape = tuple(int(size) for size in found["shape"].split(b",") if size.strip())
+    try:
+        dtype = np.dtype(found["descr"].decode())
+    except TypeError:
+        raise ValueError(f"{name} has a header of an unknown type, {found['descr']!r}.") from None
+    return shape, found["fortran"] == b"True", dtype
 
 
 def _read_parquet(opened: IO[bytes], size: int) -> dict[str, Any]:
@@ -188,10 +211,7 @@ def _read_parquet(opened: IO[bytes], size: int) -> dict[str, Any]:
             "utilities": _matrix(file, schema, "utility", size),
         }
         if "domain" in schema.names:
-            column = file.read(columns=["domain"]).column("domain")
-            if column.null_count:
-                raise ValueError("column domain must hold a whole number or a text in every row.")
-            found["domains"] = np.asarray(column.to_pylist())
+            found |= _domains(file)
         names = (schema.metadata or {}).get(_OWN_KEY)
         if names is not None:
             found["adapters"] = _adapter_names(names)
@@ -200,6 +220,22 @@ def _read_parquet(opened: IO[bytes], size: int) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"not valid Parquet, cut short or damaged: {reason}.") from None
     return found
+
+
+def _domains(file: Any) -> dict[str, Any]:
+    """Domains as numbers, and their labels, in order; each text is held once."""
+    column = file.read(columns=["domain"]).column("domain").combine_chunks().dictionary_encode()
+    if column.null_count:
+        raise ValueError("column domain must hold a whole number or a text in every row.")
+    labels = column.dictionary.to_pylist()
+    sound = (isinstance(one, int | str) and not isinstance(one, bool) for one in labels)
+    if not all(sound) or max((len(str(one)) for one in labels), default=0) > _MAX_TEXT_BYTES // 4:
+        raise ValueError(f"column domain must hold whole numbers, or {_TEXTS}.")
+    order = sorted(range(len(labels)), key=lambda place: labels[place])
+    rank = np.empty(len(labels), np.int32)
+    rank[order] = np.arange(len(labels), dtype=np.int32)
+    names = np.asarray([str(labels[place]) for place in order])
+    return {"domains": rank[column.indices.to_numpy()], "domain_names": names}
 
 
 def _matrix(file: Any, schema: Any, name: str, size: int) -> np.ndarray:

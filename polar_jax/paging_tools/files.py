@@ -28,7 +28,7 @@ def check_out(out: pathlib.Path, suffixes: Sequence[str], *, overwrite: bool) ->
         raise ValueError(f"--out must end in {' or '.join(suffixes)}, got {str(out)!r}.")
     if out.is_dir():
         raise ValueError(f"--out must be a file, got the folder {str(out)!r}.")
-    if out.exists() and not overwrite:
+    if os.path.lexists(out) and not overwrite:
         raise ValueError(
             f"--out {str(out)!r} already exists; allowed are another file, or --overwrite."
         )
@@ -59,10 +59,11 @@ def put(out: pathlib.Path, data: bytes, *, overwrite: bool) -> None:
     partial = temporary(out)
     try:
         partial.write_bytes(data)
-        if not overwrite:
+        if overwrite:
+            os.replace(partial, out)
+        else:
             # A rename would take the place of a file that has come to be there.
-            out.touch(exist_ok=False)
-        os.replace(partial, out)
+            os.link(partial, out)
     finally:
         partial.unlink(missing_ok=True)
 

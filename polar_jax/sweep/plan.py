@@ -285,7 +285,8 @@ def _with_horizons(cells: list[Cell]) -> Iterable[Cell]:
         alone = exp.environment.name not in ENDLESS_STREAMS
         constants = tuple(np.asarray(x).tobytes() for x in _numbers(exp))
         size = exp.problem._replace(horizon=0)
-        key = size, exp.environment, exp.base_seed, len(exp.seeds), constants
+        replayed = replay_streams.fingerprint(exp.environment_params)
+        key = size, exp.environment, replayed, exp.base_seed, len(exp.seeds), constants
         groups.setdefault((key, exp.problem.horizon if alone else 0), []).append(cell)
     for group in groups.values():
         yield from _read_off(group) if len(group) > 1 else group
@@ -293,7 +294,7 @@ def _with_horizons(cells: list[Cell]) -> Iterable[Cell]:
 
 def _numbers(experiment: lanes.Experiment) -> list[Any]:
     """The numbers of a stream and its costs, but for the length of its segments."""
-    # What is replayed is told apart by the environment.
+    # What is replayed has its fingerprint.
     params, _ = replay_streams.split(experiment.environment_params, *experiment.compiled_shape)
     adapters = experiment.problem.num_adapters
     costs_ = lane_calls.cost_arrays(experiment.costs, adapters, adapters, np.float64)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polar_jax import checks
-from polar_jax.config import RunConfig
+from polar_jax.config import RunConfig, is_replay
 from polar_jax.sweep import bootstrap, theory
 from polar_jax.sweep.exponents import AXES, FIGURES, Fit, fit, least_horizon, refused
 from polar_jax.sweep.theory import Premises
@@ -110,12 +110,19 @@ def _also_changing(
     return None
 
 
+def _stream(held: Mapping[str, Any]) -> str:
+    """The kind of stream: an environment's name, "replay" for every replay."""
+    environment = str(held["environment"])
+    return "replay" if is_replay(environment) else environment
+
+
 def _premises(
     columns: Mapping[str, np.ndarray], rows: np.ndarray, held: Mapping[str, Any]
 ) -> Premises:
     return Premises(
-        beta=held["beta"],
-        linear=held["environment"] != "bernoulli",
+        # The proven schedule bounds the distance of every theta from 0, where estimates start.
+        beta=held["beta"] if held["prior"] in (None, "zero") else "constant",
+        linear=_stream(held) not in ("bernoulli", "replay"),
         fewer=bool((columns["cache_slots"][rows] < columns["num_adapters"][rows]).all()),
         costly=bool((columns["mean_paging_cost"][rows] > 0.0).all()),
     )
@@ -164,7 +171,12 @@ def study(
     axis = axis_column(axis)
     others = [name for name in dict.fromkeys(by) if name not in (axis, "policy", "seed")]
     _check(columns, ["policy", "seed", "mean_paging_cost", *_SIZES, *others, *along, *figures])
-    known = {"environment": RunConfig.environment, "beta": RunConfig.beta, **(fixed or {})}
+    known = {
+        "environment": RunConfig.environment,
+        "beta": RunConfig.beta,
+        "prior": "zero",
+        **(fixed or {}),
+    }
     fits = []
     for (policy, *values), rows in _groups(columns, ["policy", *others]).items():
         group = tuple(zip(others, values, strict=True))
@@ -178,7 +190,7 @@ def study(
             fits += [refused(figure, **own, **told) for figure in figures]
             continue
         held = {**known, **dict(group), **{name: columns[name][rows[0]] for name in along}}
-        options = {"stream": str(held["environment"]), "resamples": resamples, "seed": seed}
+        options = {"stream": _stream(held), "resamples": resamples, "seed": seed}
         said = _premises(columns, rows, held)
         fits += [
             dataclasses.replace(one, theory=theory.exponent(axis, policy, one.figure, said))

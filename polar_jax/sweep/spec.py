@@ -402,7 +402,7 @@ def _configurations(
         named = dict(zip((axis.name for axis in axes), values, strict=True))
         try:
             config = dataclasses.replace(base, **files.resolved(changes, folder))
-            config = options.with_sizes(config, files.replay_sizes(config))
+            config = files.with_own_sizes(config)
             scope = {**fixed, **changes, **dict(zip(_SIZES, options.sizes(config), strict=True))}
             if not all(filters.keeps(condition, scope) for condition in conditions):
                 continue

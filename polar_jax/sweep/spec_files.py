@@ -35,15 +35,15 @@ def names_file(option: str, value: object) -> bool:
     return option == "paging" or value not in options.TRACES
 
 
-def replay_sizes(config: RunConfig) -> tuple[int, int] | None:
-    """Adapters and features of a configuration's replay, None where it has none."""
+def with_own_sizes(config: RunConfig) -> RunConfig:
+    """A configuration with its numbers of adapters and features, a replay's where it has one."""
     options.check_environment(config)
     if not options.is_replay(config.environment):
-        return None
+        return options.with_sizes(config, None)
     from polar_jax import configured  # Loads the engine, which few specs need.
 
     try:
-        return configured.replay_sizes(config)
+        return configured.with_own_sizes(config)
     except OSError as error:
         reason = error.strerror or error
         raise SpecError(

@@ -89,10 +89,12 @@ def elapsed_ms(start: Stamp | None, end: Stamp | None) -> float | None:
 def after(line: str, marker: str) -> str | None:
     """What follows `marker` where it starts the message of a line, else None.
 
-    A message follows the bracket of a log's prefix or is the whole line. Elsewhere in a line
-    the marker is somebody's text: servers also log the prompts of their users.
+    A message follows the bracket of a log's prefix or is the whole line. Elsewhere in a line,
+    and behind a quote, the marker is somebody's text: servers also log the prompts of their users.
     """
     start = line.find(marker, 0, _HEAD + len(marker))
     if start < 0 or (start and not line.startswith("] ", start - 2)):
+        return None
+    if "'" in line[:start] or '"' in line[:start]:
         return None
     return line[start + len(marker) :]

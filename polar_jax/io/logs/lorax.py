@@ -17,9 +17,15 @@ LOOKED_FOR = (
     '"INFO lorax_router::loader: router/src/loader.rs:N: adapter ... downloaded", "... loaded" and '
     '"... offloaded"'
 )
-# In JSON the message stands in quotes.
-_STEP = re.compile(r'(?<=[\s"])adapter (\S{1,1000}) (downloaded|loaded|offloaded)(?=\s*$|")')
-_FAILED = re.compile(r"FAILED (?:downloading|loading|offloading) adapter \S")
+# What a message of the loader begins with. Requests are logged too, in spans with what their
+# users sent, so that nothing quoted or in braces may stand before it; in JSON, where quotes
+# within texts are escaped, the message is a field.
+_LOADER = (
+    r"(?:[^\"'{}]*\blorax_router::loader: (?:\S+:\d+: )?"
+    r'|\{(?=.*"target":\s*"lorax_router::loader").*"message":\s*")'
+)
+_STEP = re.compile(_LOADER + r'adapter (\S{1,1000}) (downloaded|loaded|offloaded)(?=\s*$|")')
+_FAILED = re.compile(_LOADER + r"FAILED (?:downloading|loading|offloading) adapter \S")
 
 
 class LoraxParser:
@@ -37,9 +43,9 @@ class LoraxParser:
         """Takes a line; whether it was understood."""
         if "lorax_router" not in line:
             return False
-        moment, match = lines.stamp(line), _STEP.search(line)
+        moment, match = lines.stamp(line), _STEP.match(line)
         if match is None:
-            if _FAILED.search(line) is None:
+            if _FAILED.match(line) is None:
                 return False
             self._before, self._step = moment, "failed"
             return True
