@@ -109,7 +109,7 @@ def _environment(experiment: Experiment) -> dict[str, Any]:
         **{
             field.name: float(str(getattr(params, field.name)))
             for field in dataclasses.fields(params)
-            if field.name != "data"
+            if field.name not in ("data", "digest")
         },
     }
 

@@ -350,6 +350,11 @@ def split(params: Any, num_adapters: int, context_dim: int) -> tuple[Any, Any]:
     return params.replace(data=(), digest=""), padded
 
 
+def is_linear(params: Any) -> bool:
+    """Whether perfect routing knows what a linear model expects, not the utilities."""
+    return isinstance(params, ReplayParams) and params.data.benchmark is not None
+
+
 def fingerprint(params: Any) -> str:
     """What tells a stream's data from others'; "" where it has none."""
     return params.digest if isinstance(params, ReplayParams) else ""

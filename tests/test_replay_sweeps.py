@@ -87,6 +87,7 @@ def test_cells_that_differ_in_data_alone_share_nothing(folder):
             (folder / f"{name}.csv").write_text(f"arrival_ms\n{rows}\n")
         found = plan.make(parsed(text + axis, folder))
         assert found.num_read_off == 0
+        assert found.num_linear_benchmarks == (1 if "benchmark" in axis else 2)
         batches = [batch for shard in found.shards for batch in shard.batches]
         assert [len(batch.cells) for batch in batches] == [1, 1]
         results = [lanes.run_many(batch.experiments())[0].policies.values() for batch in batches]

@@ -192,6 +192,17 @@ class Plan:
         cells = (cell for bucket in self.buckets for cell in bucket.cells)
         return sum(len(entry.read_off) for cell in cells for entry in cell.entries)
 
+    @property
+    def num_linear_benchmarks(self) -> int:
+        """Configurations whose perfect routing knows a linear model's predictions only."""
+        cells = (cell for bucket in self.buckets for cell in bucket.cells)
+        return sum(
+            1 + len(entry.read_off)
+            for cell in cells
+            if replay_streams.is_linear(cell.experiment.environment_params)
+            for entry in cell.entries
+        )
+
     def programs(self, kind: str | None = None) -> tuple[str, ...]:
         """Every program; with `kind`, those whose description begins with it.
 

@@ -328,7 +328,14 @@ def section(grid: Grid, manifest: dict[str, Any], facts: Facts) -> str:
         f"<div><span>{html.text(name)}</span><span>{html.text(html.plain(value))}</span></div>"
         for name, value in rows.items()
     )
-    notes = "".join(f"<li>{html.text(line)}</li>" for line in _notes(grid))
+    said = _notes(grid)
+    if manifest.get("linear_benchmarks"):
+        said.append(
+            f"{manifest['linear_benchmarks']:,} configurations replay single outcomes, or were asked "
+            "to: there perfect routing knows what the best linear policy in hindsight expects, "
+            "cross-fitted; regret and loss may be negative, and net utility is the figure to read."
+        )
+    notes = "".join(f"<li>{html.text(line)}</li>" for line in said)
     return "\n".join(
         (
             "<h2>How to read this</h2>",

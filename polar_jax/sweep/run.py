@@ -101,6 +101,8 @@ def describe(plan: Plan, num_devices: int | None) -> dict[str, Any]:
         "num_shards": len(plan.shards),
         "plan_hash": plan.plan_hash,
         "read_off": plan.num_read_off,
+        "linear_benchmarks": plan.num_linear_benchmarks,
+        "file_hashes": plan.spec.file_hashes,
         "buckets": [
             {
                 "environment": sorted({one.experiment.environment.name for one in bucket.cells}),
