@@ -331,9 +331,9 @@ def section(grid: Grid, manifest: dict[str, Any], facts: Facts) -> str:
     said = _notes(grid)
     if manifest.get("linear_benchmarks"):
         said.append(
-            f"{manifest['linear_benchmarks']:,} configurations replay single outcomes, or were asked "
-            "to: there perfect routing knows what the best linear policy in hindsight expects, "
-            "cross-fitted; regret and loss may be negative, and net utility is the figure to read."
+            f"In {manifest['linear_benchmarks']:,} configurations perfect routing knows what the "
+            "best linear policy in hindsight expects, cross-fitted: regret and loss may be negative "
+            "there, and net utility is the figure to read."
         )
     notes = "".join(f"<li>{html.text(line)}</li>" for line in said)
     return "\n".join(
