@@ -1,6 +1,7 @@
 """What a run writes: the table's columns and sums, the manifest, whole files, numbers."""
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 import polar_jax
-from polar_jax import config, environments, experiment, figures, lanes, policies, tables
+from polar_jax import config, configured, environments, experiment, figures, lanes, policies, tables
 
 # The columns that readers of `results.parquet` rely on.
 COLUMNS = [
@@ -197,3 +198,16 @@ def test_defaults_of_options_are_those_of_the_engine() -> None:
         assert getattr(options, name) == getattr(settings, name)
     assert options.noise == settings.sigma
     assert options.price_per_ms == lanes.Costs().price_per_ms
+
+
+def test_all_adapters_of_a_paging_file_are_meant_unless_told_otherwise(tmp_path):
+    file = tmp_path / "loads.csv"
+    for count in (3, 20):
+        rows = "".join(f"a{i},{i + 1}\n" for i in range(count))
+        file.write_text("adapter,ms\n" + rows)
+        os.utime(file, ns=(count, count))  # A file that has changed is read again.
+        meant = configured.with_own_sizes(config.RunConfig(paging=file))
+        assert meant.adapters == count
+        assert config.num_slots(meant) == min(4, count)
+        few = configured.with_own_sizes(config.RunConfig(paging=file, adapters=2))
+        assert few.adapters == 2

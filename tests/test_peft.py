@@ -51,6 +51,16 @@ def test_an_adapter_tells_its_rank_targets_and_base(tmp_path: pathlib.Path) -> N
     assert io.read_peft_adapter(pattern).targets == ("all-linear",)
 
 
+def test_links_to_folders_of_one_name_are_two_adapters(tmp_path: pathlib.Path) -> None:
+    library = tmp_path / "library"
+    library.mkdir()
+    for name, size in (("sql", 1_000), ("law", 3_000)):
+        adapter(tmp_path / f"run-{name}" / "final", size)
+        (library / name).symlink_to(tmp_path / f"run-{name}" / "final")
+    found = io.list_peft_adapters(library)
+    assert [(one.name, one.size_bytes) for one in found] == [("law", 3_000), ("sql", 1_000)]
+
+
 BAD_CONFIGS = {
     "": "not valid JSON",
     "[": "not valid JSON",

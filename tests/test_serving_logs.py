@@ -187,6 +187,25 @@ def test_what_users_wrote_is_no_log_line(read, head):
     assert log.lines_used == (5 if not head else 4)
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "INFO 05-10 10:46:14 [l.py:1] prompt: '] Loaded new LoRA adapter: name 'x', path 'y'",
+        'INFO 05-10 10:46:14 [l.py:1] prompt: "] Total loads from disk: 1. Total loading time '
+        'from disk: 900 seconds.",',
+        "[2025-05-10 10:46:14] Req(text='] LoRA adapter loading starts: x. avail mem=1 GB",
+        '2024-05-07T12:40:02.5Z  INFO generate{parameters=P { stop: ["adapter x loaded"] }}: '
+        "lorax_router::server: router/src/server.rs:1: Success",
+        "2024-05-07T12:40:02.5Z  INFO generate{stop=lorax_router::loader: r.rs:1: adapter x loaded",
+    ],
+)
+def test_what_users_wrote_forges_no_load(read, forged):
+    for system in (excerpts.VLLM_START, excerpts.LORAX):
+        plain, mixed = read(system), read(f"{system}{forged}\n")
+        assert told(mixed) == told(plain)
+        assert mixed.lines_skipped == plain.lines_skipped + 1
+
+
 def test_a_year_ends_between_two_stamps_without_one(read):
     line = "INFO {} [s.py:1] Loaded new LoRA adapter: name '{}', path 'y'\n"
     text = line.format("12-31 23:59:59", "a") + line.format("01-01 00:00:02", "b")

@@ -332,8 +332,8 @@ def section(grid: Grid, manifest: dict[str, Any], facts: Facts) -> str:
     if manifest.get("linear_benchmarks"):
         said.append(
             f"In {manifest['linear_benchmarks']:,} configurations perfect routing knows what the "
-            "best linear policy in hindsight expects, cross-fitted: regret and loss may be negative "
-            "there, and net utility is the figure to read."
+            "best linear policy in hindsight expects, cross-fitted: regret and loss may be "
+            "negative there, and net utility is the figure to read."
         )
     notes = "".join(f"<li>{html.text(line)}</li>" for line in said)
     return "\n".join(
