@@ -110,6 +110,10 @@ def _also_changing(
     return None
 
 
+# What theory has to know, where neither the sweep nor a row says it.
+_DEFAULTS = {name: getattr(RunConfig, name) for name in ("environment", "beta", "prior")}
+
+
 def _stream(held: Mapping[str, Any]) -> str:
     """The kind of stream: an environment's name, "replay" for every replay."""
     environment = str(held["environment"])
@@ -171,12 +175,7 @@ def study(
     axis = axis_column(axis)
     others = [name for name in dict.fromkeys(by) if name not in (axis, "policy", "seed")]
     _check(columns, ["policy", "seed", "mean_paging_cost", *_SIZES, *others, *along, *figures])
-    known = {
-        "environment": RunConfig.environment,
-        "beta": RunConfig.beta,
-        "prior": "zero",
-        **(fixed or {}),
-    }
+    known = {**_DEFAULTS, **(fixed or {})}
     fits = []
     for (policy, *values), rows in _groups(columns, ["policy", *others]).items():
         group = tuple(zip(others, values, strict=True))

@@ -227,9 +227,7 @@ def run_lane(
     if policy not in routing.POLICIES:
         raise ValueError(f"policy must be one of {routing.POLICIES}, got {policy!r}.")
     horizon, context_dim = rounds.context.shape
-    model = ridge.new_model(
-        len(problem.paging_cost), context_dim, settings.ridge, pooled_prior=settings.pooled_prior
-    )
+    model = ridge.new_model(len(problem.paging_cost), context_dim, settings)
     resident = first_set(policy, problem, oracle_set)
     kind = Cache if problem.capacity_bytes is None else SizedCache
     cache = kind(policy, rounds, problem, settings, resident)

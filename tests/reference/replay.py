@@ -166,9 +166,7 @@ def replay_lane(
       The worst gaps and the numbers of decisions that the rules do not explain.
     """
     horizon, context_dim = rounds.context.shape
-    model = ridge.new_model(
-        len(problem.paging_cost), context_dim, settings.ridge, pooled_prior=settings.pooled_prior
-    )
+    model = ridge.new_model(len(problem.paging_cost), context_dim, settings)
     ends = lanes.epoch_ends(policy, horizon, settings)
     owed = lanes.round_quotas(horizon, problem, settings)
     start = lanes.first_set(policy, problem, oracle_set)

@@ -19,17 +19,16 @@ class RidgeModel:
     pooled_prior: bool  # whether estimates shrink to a regression over all rewards, not to 0
 
 
-def new_model(
-    num_adapters: int, context_dim: int, ridge: float, *, pooled_prior: bool = False
-) -> RidgeModel:
+def new_model(num_adapters: int, context_dim: int, settings: ReferenceSettings) -> RidgeModel:
     """The model before any request."""
+    ridge = settings.ridge
     return RidgeModel(
         precision=np.stack([ridge * np.eye(context_dim) for _ in range(num_adapters)]),
         response=np.zeros((num_adapters, context_dim)),
         theta_hat=np.zeros((num_adapters, context_dim)),
         pulls=np.zeros(num_adapters, np.int64),
         ridge=ridge,
-        pooled_prior=pooled_prior,
+        pooled_prior=settings.pooled_prior,
     )
 
 
