@@ -14,14 +14,12 @@ if TYPE_CHECKING:
     from polar_jax.config import RunConfig
     from polar_jax.environments import environment, environment_params
     from polar_jax.experiment import run_experiment
-    from polar_jax.io import qwen_paging_table, read_paging_table, read_replay
+    from polar_jax.io import qwen_paging_table, read_paging_table
     from polar_jax.lanes import Costs, Experiment, PolicyResult, Progress, Results, run
     from polar_jax.oracles import static_oracle
     from polar_jax.paging import PagingTable, make_table
     from polar_jax.policies import Policy, Settings, policy
     from polar_jax.problems import Problem, sized_problem
-    from polar_jax.replay_streams import replay_environment, replay_params
-    from polar_jax.replays import make_replay
     from polar_jax.routers import linucb
 
 __all__ = [
@@ -42,14 +40,10 @@ __all__ = [
     "greedy",
     "linucb",
     "local_search",
-    "make_replay",
     "make_table",
     "policy",
     "qwen_paging_table",
     "read_paging_table",
-    "read_replay",
-    "replay_environment",
-    "replay_params",
     "run",
     "run_experiment",
     "sized_problem",
@@ -62,14 +56,12 @@ _HOMES = {
     "config": ("RunConfig",),
     "environments": ("environment", "environment_params"),
     "experiment": ("run_experiment",),
-    "io": ("qwen_paging_table", "read_paging_table", "read_replay"),
+    "io": ("qwen_paging_table", "read_paging_table"),
     "lanes": ("Costs", "Experiment", "PolicyResult", "Progress", "Results", "run"),
     "oracles": ("static_oracle",),
     "paging": ("PagingTable", "make_table"),
     "policies": ("Policy", "Settings", "policy"),
     "problems": ("Problem", "sized_problem"),
-    "replay_streams": ("replay_environment", "replay_params"),
-    "replays": ("make_replay",),
     "routers": ("linucb",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -140,6 +140,12 @@ def _signature(args: Any) -> Any:
 _COMPILED: dict[Any, Any] = {}
 
 
+def forget() -> None:
+    """Drops every compiled program of this process, and the memory that they are mapped to."""
+    _COMPILED.clear()
+    _FAMILIES.clear()
+
+
 def _compiled(program: Program) -> Any:
     """The executable of a program, compiled once per process."""
     name = program.name()

@@ -164,6 +164,7 @@ def test_perfect_routing_knows_no_more_than_the_benchmark():
     assert (perfect.totals["loss_to_full"] + perfect.totals["net_utility"] < 0.9 * HORIZON).all()
 
 
+@pytest.mark.slow
 def test_padding_a_replay_changes_no_decision_in_float64():
     options: dict[str, Any] = {"binary": True, "dtype": np.float64}
     own = kept(**options)

@@ -10,6 +10,8 @@ from reference import ReferenceLane, run_lane, sized
 
 from polar_jax import capacity, lanes, policies
 
+pytestmark = pytest.mark.slow  # Compiles most of the programs there are.
+
 HORIZON = 1200  # Two chunks, four doubling epochs.
 SEEDS = (0, 1)
 # One never fits; two small ones, two equal ones; bytes that have no divisor in common.
