@@ -127,9 +127,9 @@ def _requests(
         return _recorded(data, instance, rounds)
     if kind.order == "shuffled":
         size = jnp.full_like(rounds, data.deck.shape[0])
-        return draws.shuffled(
-            rounds % size, size, rounds // size, jnp.zeros_like(rounds), instance.words
-        )
+        whole = jnp.zeros_like(rounds)
+        card = draws.shuffled(rounds % size, size, rounds // size, whole, instance.words)
+        return data.deck[card]
     if kind.order == "independent":
         drawn = draws.at_block(key, block)
         domain = draws.independent_clusters(drawn, instance.popularity[:1])

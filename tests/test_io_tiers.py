@@ -214,6 +214,7 @@ def test_tiers_that_cannot_be_are_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_varies_the_tier(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import polars as pl
 

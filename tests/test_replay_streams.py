@@ -91,7 +91,7 @@ def test_shuffles_are_permutations_of_every_size():
         assert np.mean(base == _one_shuffle(deck, words)) < 0.2
 
 
-@pytest.mark.parametrize("size", [2, 3, 10, 300])
+@pytest.mark.parametrize("size", [2, 3, 10, pytest.param(300, marks=pytest.mark.slow)])
 def test_every_card_is_as_likely_in_every_place(size):
     passes = 20_000
     found = _shuffles((size,), passes)[0]

@@ -18,7 +18,6 @@ from polar_jax import lanes, policies
 HORIZON = 1200  # Two chunks, four doubling epochs.
 SEEDS = (0, 1)
 LANES_OF = {"clustered": (0,), "sticky": (0, 1)}
-ENVIRONMENTS = tuple(LANES_OF)
 OF_BINARY = ("polar_experts", "lfu")
 TOLERANCE = 1e-4
 REFERENCE_NAMES = {
@@ -79,7 +78,9 @@ def assert_same_lane(case: Case, name: str, lane: int) -> None:
 
 
 @pytest.mark.parametrize("name", policies.NAMES)
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize(
+    "environment", ["sticky", pytest.param("clustered", marks=pytest.mark.slow)]
+)
 def test_every_lane_in_float64_equals_the_reference(environment, name):
     case = main_case(environment, np.float64)
     for lane in LANES_OF[environment]:
@@ -202,7 +203,7 @@ def test_every_float32_decision_scores_as_the_references_best(name, record_prope
     print(f"{name}: {near_ties} near-ties in {len(SEEDS) * HORIZON} rounds")
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64])
 @pytest.mark.parametrize("name", policies.NAMES)
 def test_figures_equal_the_references_on_the_engines_own_decisions(name, dtype):
     case = main_case("sticky", dtype)
