@@ -1,5 +1,6 @@
 """Times between arrivals: the shipped traces, files of users, damage."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,27 @@ def test_a_file_without_line_breaks_is_not_held_whole(tmp_path):
     with pytest.raises(ValueError, match="line 1: must be shorter"):
         read(tmp_path, "long.csv", b"x" * 5_000_000)
     assert arrivals.TRACES == ("azure-2023-conv", "azure-2023-code")
+
+
+@pytest.mark.parametrize("digits", [1, 3, 12])
+def test_reading_takes_at_most_twice_the_file(tmp_path, digits):
+    path = tmp_path / "many.csv"
+    path.write_bytes(
+        b"arrival_ms\n" + b"".join(b"%0*d\n" % (digits, i % 10) for i in range(400_000))
+    )
+    size = path.stat().st_size
+    tracemalloc.start()
+    try:
+        if digits == 1:
+            # Two bytes a line would need four times the file.
+            with pytest.raises(ValueError, match="at least 4 bytes a line"):
+                read_arrivals(path)
+        else:
+            assert len(read_arrivals(path)) == 399_999
+        assert tracemalloc.get_traced_memory()[1] <= 2 * size + 200 * 2**10
+        # The control: lines held as text take more.
+        held = path.read_text().split()
+        assert tracemalloc.get_traced_memory()[1] > 2 * size + 200 * 2**10
+        assert len(held) == 400_001
+    finally:
+        tracemalloc.stop()
