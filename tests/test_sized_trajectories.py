@@ -1,12 +1,14 @@
 """Whole lanes of adapters that differ in size against the NumPy reference, action by action."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
+import comparison
 import helpers
 import numpy as np
 import pytest
-from reference import ReferenceLane, run_lane, sized
+from comparison import Case
+from reference import sized
 
 from polar_jax import capacity, lanes, policies
 
@@ -17,28 +19,6 @@ SEEDS = (0, 1)
 # One never fits; two small ones, two equal ones; bytes that have no divisor in common.
 SIZES = (10, 4, 37, 7, 21, 21, 5)
 CAPACITY = 36
-
-
-class Case(NamedTuple):
-    """One run whose lanes are compared."""
-
-    experiment: lanes.Experiment
-    results: lanes.Results
-    settings: policies.Settings | None
-
-    def engine(self, name: str, lane: int) -> ReferenceLane:
-        """What the engine did."""
-        return helpers.engine_lane(self.experiment, self.results.policies[name], lane)
-
-    def reference(self, name: str, lane: int) -> ReferenceLane:
-        """What the reference does on the same requests."""
-        return run_lane(
-            name,
-            helpers.reference_rounds(self.experiment, self.results.policies[name], lane),
-            helpers.reference_problem(self.experiment, self.results, lane),
-            helpers.reference_settings(self.settings),
-            oracle_set=self.results.oracle_set[lane],
-        )
 
 
 def run_case(
@@ -58,17 +38,13 @@ def main_case() -> Case:
 
 
 def assert_same_lane(case: Case, name: str, lane: int) -> None:
-    """Every decision and every booking of a lane equals the reference's, within the capacity."""
-    got, expected = case.engine(name, lane), case.reference(name, lane)
-    np.testing.assert_array_equal(got.actions, expected.actions)
-    np.testing.assert_array_equal(got.forced, expected.forced)
-    np.testing.assert_array_equal(got.resident, expected.resident)
-    np.testing.assert_array_equal(got.loads, expected.loads)
-    np.testing.assert_allclose(got.switching, expected.switching, rtol=1e-12, atol=1e-12)
+    """Equal to the reference's, and within the capacity."""
+    comparison.assert_same_lane(case, name, lane)
     held = case.experiment.problem.memory
     assert held is not None
     if name != "full_cache":
-        assert np.all(got.resident @ np.array(held.size_bytes) <= held.capacity_bytes)
+        resident = case.engine(name, lane).resident
+        assert np.all(resident @ np.array(held.size_bytes) <= held.capacity_bytes)
 
 
 @pytest.mark.parametrize("name", policies.SIZED)

@@ -5,13 +5,14 @@ correct runs apart for good, so there the reference judges the engine's own deci
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import helpers
 import jax
 import numpy as np
 import pytest
-from reference import ReferenceLane, best_static_set, lane_metrics, replay_lane, run_lane
+from comparison import Case, assert_same_lane
+from reference import best_static_set, lane_metrics, replay_lane
 
 from polar_jax import lanes, policies
 
@@ -28,28 +29,6 @@ REFERENCE_NAMES = {
 }
 
 
-class Case(NamedTuple):
-    """One run whose lanes are compared."""
-
-    experiment: lanes.Experiment
-    results: lanes.Results
-    settings: policies.Settings | None
-
-    def engine(self, name: str, lane: int) -> ReferenceLane:
-        """What the engine did."""
-        return helpers.engine_lane(self.experiment, self.results.policies[name], lane)
-
-    def reference(self, name: str, lane: int) -> ReferenceLane:
-        """What the reference does on the same requests."""
-        return run_lane(
-            name,
-            helpers.reference_rounds(self.experiment, self.results.policies[name], lane),
-            helpers.reference_problem(self.experiment, self.results, lane),
-            helpers.reference_settings(self.settings),
-            oracle_set=self.results.oracle_set[lane],
-        )
-
-
 def run_case(
     names: tuple[str, ...], settings: policies.Settings | None = None, **options: Any
 ) -> Case:
@@ -64,17 +43,6 @@ def main_case(environment: str, dtype: type) -> Case:
     """Every policy, or a few where rewards are 0 or 1; compiled and run once."""
     names = OF_BINARY if environment == "bernoulli" else policies.NAMES
     return run_case(names, environment=environment, dtype=dtype)
-
-
-def assert_same_lane(case: Case, name: str, lane: int) -> None:
-    """Every decision and every booking of a lane equals the reference's."""
-    got, expected = case.engine(name, lane), case.reference(name, lane)
-    np.testing.assert_array_equal(got.actions, expected.actions)
-    np.testing.assert_array_equal(got.forced, expected.forced)
-    np.testing.assert_array_equal(got.resident, expected.resident)
-    np.testing.assert_array_equal(got.loads, expected.loads)
-    np.testing.assert_allclose(got.switching, expected.switching, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(got.switching_ms, expected.switching_ms, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", policies.NAMES)
@@ -227,7 +195,7 @@ def test_figures_equal_the_references_on_the_engines_own_decisions(name, dtype):
         assert figures.totals[part][lane] == curve[lane, -1]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64])
 def test_parts_add_up_to_the_regret_at_every_mark(dtype):
     parts = ("regret_routing", "regret_caching", "regret_switching")
     for result in main_case("sticky", dtype).results.policies.values():
@@ -236,8 +204,11 @@ def test_parts_add_up_to_the_regret_at_every_mark(dtype):
         assert np.all(np.abs(sum(curves) - result.curves["regret"]) <= 1e-6 * scale)
 
 
-def test_the_perfect_policy_has_no_regret_and_full_memory_loses_nothing_to_paging():
-    results = main_case("clustered", np.float64).results.policies
+@pytest.mark.parametrize(
+    "environment", ["sticky", pytest.param("clustered", marks=pytest.mark.slow)]
+)
+def test_the_perfect_policy_has_no_regret_and_full_memory_loses_nothing_to_paging(environment):
+    results = main_case(environment, np.float64).results.policies
     for part in ("regret", "regret_routing", "regret_caching", "regret_switching"):
         np.testing.assert_allclose(results["oracle"].totals[part], 0.0, atol=1e-9)
     assert np.all(results["full_cache"].totals["page_ins"] == 0)
