@@ -229,6 +229,7 @@ def test_the_hindsight_oracle_is_the_references_best_static_set():
         assert case.results.oracle_exact
 
 
+@pytest.mark.slow
 def test_policies_see_the_same_requests_in_either_precision():
     double = main_case("sticky", np.float64).results.policies["static"].rounds
     single = main_case("sticky", np.float32).results.policies["polar"].rounds
