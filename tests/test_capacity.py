@@ -180,9 +180,8 @@ def assert_bitwise_equal(got: lanes.Results, expected: lanes.Results) -> None:
             np.testing.assert_array_equal(got.policies[name].curves[part], result.curves[part])
 
 
-@pytest.mark.parametrize(
-    "slots", [3, *(pytest.param(slots, marks=pytest.mark.slow) for slots in (0, 1, 7))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("slots", [0, 1, 3, 7])
 def test_equal_sizes_give_bitwise_the_results_of_slots(slots, monkeypatch):
     base: dict[str, Any] = {"environment": "sticky", "horizon": 1000, "dtype": np.float32}
     equal: dict[str, Any] = {

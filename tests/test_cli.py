@@ -240,6 +240,7 @@ def test_bad_input_has_no_traceback_as_a_command(tmp_path: pathlib.Path) -> None
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_does_not_fail_a_run(tmp_path: pathlib.Path) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
     words = "--adapters 2 --slots 1 --context-dim 1 --horizon 10 --seeds 1 --policies static"

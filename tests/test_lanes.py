@@ -63,12 +63,13 @@ def test_two_devices_and_one_give_the_same_bits():
     assert_bitwise_equal(alone, SEEDS)
 
 
+@pytest.mark.slow
 def test_the_order_of_seeds_changes_no_bit():
     order = np.random.default_rng(0).permutation(SEEDS).tolist()
     assert_bitwise_equal(run(seeds=order), order)
 
 
-@pytest.mark.parametrize("seeds", [(33,), (7, 5, 39)])
+@pytest.mark.parametrize("seeds", [pytest.param((33,), marks=pytest.mark.slow), (7, 5, 39)])
 def test_a_seed_gives_the_same_bits_whatever_runs_beside_it(seeds):
     assert_bitwise_equal(run(seeds=seeds), seeds)
 
@@ -91,6 +92,7 @@ def kept() -> lanes.Results:
     return run(("polar_plus", "polar_experts"), seeds=(0, 1), keep=True)
 
 
+@pytest.mark.slow
 def test_keeping_decisions_changes_none():
     for name in ("polar_plus", "polar_experts"):
         for part in ("page_ins", "loads"):
@@ -181,6 +183,7 @@ def test_sums_stay_exact_over_many_chunks():
     assert np.all(np.abs(sum(parts) - result.curves["regret"]) <= 1e-6 * spread)
 
 
+@pytest.mark.slow
 def test_sampled_latencies_come_from_the_adapters_own_measurements():
     samples = [[10.0 * i + j for j in range(1, 4)] for i in range(1, 8)]
     table = paging.make_table([f"a{i}" for i in range(7)], samples_ms=samples)

@@ -266,7 +266,7 @@ def test_the_search_finds_the_optimum_where_greedy_and_swaps_are_provably_poor(s
         assert float(objective_of(problem, by_swaps)) < 0.9 * value
 
 
-@pytest.mark.parametrize("switch", [0.0, 5.0])
+@pytest.mark.parametrize("switch", [pytest.param(0.0, marks=pytest.mark.slow), 5.0])
 def test_no_slots_all_slots_one_adapter_and_one_context_are_no_special_cases(switch):
     rng = np.random.default_rng(0)
     utility = rng.uniform(-1, 1, (6, 4))
@@ -320,6 +320,7 @@ def test_adapters_that_only_fill_up_a_shape_are_never_chosen_and_change_little()
         assert value >= 0.99 * float(objective_of(alone, greedy(alone)))
 
 
+@pytest.mark.slow
 def test_float32_and_short_lists_stay_within_one_per_cent_of_greedy():
     rng = np.random.default_rng(4)
     for width in (8, 96):

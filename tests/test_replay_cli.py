@@ -129,6 +129,7 @@ def test_a_run_on_a_replay_says_what_was_replayed(folder, capsys):
     assert "regret" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_single_outcomes_say_that_net_utility_is_the_figure_to_read(folder, capsys):
     words = f"run --environment outcomes.parquet {SMALL} --out out"
     assert cli.main(words.split()) == 0

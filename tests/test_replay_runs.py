@@ -62,6 +62,7 @@ def test_lanes_on_a_replay_equal_the_reference_in_float64(name):
         )
 
 
+@pytest.mark.slow
 def test_the_static_oracle_is_chosen_in_hindsight_on_the_runs_own_requests():
     results = kept()
     rounds = results.policies["lru"].rounds
@@ -75,7 +76,7 @@ def test_the_static_oracle_is_chosen_in_hindsight_on_the_runs_own_requests():
         np.testing.assert_array_equal(results.oracle_set[lane], expected)
 
 
-@pytest.mark.parametrize("name", ["polar_experts", "oracle"])
+@pytest.mark.parametrize("name", [pytest.param("polar_experts", marks=pytest.mark.slow), "oracle"])
 def test_what_arrives_while_a_load_is_under_way_waits(name):
     results = kept(order="shuffled", timed=True)
     result = results.policies[name]
@@ -106,6 +107,7 @@ def test_nothing_waits_without_arrival_times_and_waiting_changes_no_decision():
             np.testing.assert_array_equal(one.totals[part], other.totals[part])
 
 
+@pytest.mark.slow
 def test_waiting_is_bitwise_the_same_in_chunks_of_any_length():
     options: dict[str, Any] = {"order": "shuffled", "timed": True}
     whole = kept(**options)
@@ -124,6 +126,7 @@ def linear_value(
     return (utility - penalty)[np.arange(len(utility)), best]
 
 
+@pytest.mark.slow
 def test_single_outcomes_are_judged_by_the_best_linear_policy_in_hindsight():
     results = kept(order="shuffled", binary=True)
     rounds = results.policies["lru"].rounds
@@ -194,6 +197,7 @@ def test_replays_that_differ_do_not_run_side_by_side():
         lanes.run_many([experiment(), other])
 
 
+@pytest.mark.slow
 def test_a_replay_gives_the_same_bits_whatever_seeds_run_beside_it():
     whole = kept()
     alone = lanes.run(dataclasses.replace(experiment(), seeds=(1,)))

@@ -78,6 +78,7 @@ def test_no_replay_is_read_off_a_longer_run(folder):
         assert made_plan.num_read_off == 0
 
 
+@pytest.mark.slow
 def test_cells_that_differ_in_data_alone_share_nothing(folder):
     write_replay(folder / "outcomes.npz", made(binary=True))
     text = FIXED.replace("mine.npz", "outcomes.npz") + 'order = "sticky"\n[axes]\n'
@@ -96,6 +97,7 @@ def test_cells_that_differ_in_data_alone_share_nothing(folder):
         assert not np.array_equal(figures[0][part], figures[1][part])
 
 
+@pytest.mark.slow
 def test_a_sweep_over_orders_runs_and_gives_what_a_run_gives(folder, tmp_path):
     spec_file = tmp_path / "study.toml"
     spec_file.write_text(

@@ -226,6 +226,7 @@ def test_sizes_and_capacity_decide_the_hash_and_old_specs_keep_theirs(tmp_path):
     assert len(hashes) == 4
 
 
+@pytest.mark.slow
 def test_the_library_takes_a_sized_problem():
     problem = polar_jax.sized_problem([3, 1, 2], 4, context_dim=2, horizon=256)
     stream = polar_jax.environment("clustered")

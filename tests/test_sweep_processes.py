@@ -74,7 +74,9 @@ def test_a_sweep_that_forgets_its_checkpoints_is_found_out(tmp_path, path):
     assert stored > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)]
+)
 def test_a_signal_checkpoints_and_ends_within_five_seconds(tmp_path, path, number):
     process = interrupt_sweep.start(path, tmp_path / "out")
     interrupt_sweep.follow(process, tmp_path / "out", 120.0, 0)

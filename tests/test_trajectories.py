@@ -135,7 +135,14 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# Each of these compiles for 10 s and more, and asks what the others ask of other parts: CI alone.
+LONG = ("a window longer than a chunk", "reservoir and local search", "a refresh between epochs")
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in VARIANTS],
+)
 def test_variants_in_float64_equal_the_reference(variant):
     names, constants, sizes = VARIANTS[variant]
     settings = policies.Settings(**constants)
