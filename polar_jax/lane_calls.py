@@ -20,6 +20,7 @@ from polar_jax import (
     draws,
     environments,
     epochs,
+    kernels,
     metrics,
     oracles,
     paging,
@@ -390,6 +391,7 @@ def advance(
     policy: Policy,
     env: Environment,
     keep: bool,
+    kernel: str,
     state: LaneState,
     inputs: LaneInputs,
     oracle_set: Array,
@@ -400,7 +402,9 @@ def advance(
 ) -> tuple[LaneState, Array, Decisions | None]:
     """One chunk of one lane: decisions, then their figures summed over curve intervals."""
     lane = simulate.Lane(policy.rule, data.params, inputs, data.quotas, subsets, env.binary_reward)
-    state, decisions = simulate.run_chunk(lane, state, rounds, clock)
+    state, decisions = simulate.run_chunk(
+        lane, state, rounds, clock, serve=kernels.run_rounds(kernel)
+    )
     parts, backlog = metrics.round_parts(rounds, decisions, inputs, oracle_set, state.backlog_ms)
     state = state.replace(backlog_ms=backlog)
     sums = metrics.interval_sums(

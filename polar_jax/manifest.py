@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 import polar_jax
+from polar_jax import kernels
 from polar_jax.config import RunConfig, num_slots
 from polar_jax.configured import Configured
 from polar_jax.lanes import Experiment, Results
@@ -95,6 +96,7 @@ def surroundings() -> dict[str, Any]:
             "device_kind": device.device_kind,
             "cpu": cpu_model(),
             "usable_cores": usable_cores(),
+            "kernel": kernels.chosen(device.platform),
         },
     }
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from polar_jax import chunks, draws, epochs, lane_calls, oracles, paging
+from polar_jax import chunks, draws, epochs, kernels, lane_calls, oracles, paging
 from polar_jax.lane_calls import Experiment, Needs, Setup, Shape
 from polar_jax.types import ChunkClock, LaneState, Rounds
 
@@ -206,6 +206,7 @@ class Family:
         self._experiment, self._placement = experiment, placement
         self._chunk, self._keep = chunk, keep
         self.needs = needs_of(experiment)
+        self.kernel = kernels.chosen(placement.platform)
 
     def programs(self, inputs: WaveInputs, clocks: Sequence[ChunkClock]) -> list[Program]:
         """Every program, the four that no policy changes first, then two per policy."""
@@ -242,16 +243,22 @@ class Family:
             Program("oracle", (shape, mesh), oracle, oracle_args),
         ]
         for policy, data, clock in zip(exp.policies, inputs.data, clocks, strict=True):
+            sized = exp.problem.differing is not None
+            kernel = kernels.taken(self.kernel, policy.rule, sized=sized)
             rule = (policy.rule, env.binary_reward, shape, mesh)
             start = over(lane_calls.start, policy, shape, lanes=3, shared=0)
             start_args = (fixed.inputs, chosen, data)
             state = self._placement.shapes(start(), start_args)
             advance = over(
-                lane_calls.advance, policy, env, self._keep, lanes=5, shared=2, donate=True
+                lane_calls.advance,
+                *(policy, env, self._keep, kernel),
+                lanes=5,
+                shared=2,
+                donate=True,
             )
             args = (state, fixed.inputs, chosen, rounds, data, clock, inputs.subsets)
             programs.append(Program("start", (policy.rule, shape, mesh), start, start_args, quick))
-            programs.append(Program("advance", (self._keep, *rule), advance, args))
+            programs.append(Program("advance", (self._keep, kernel, *rule), advance, args))
         return programs
 
     def sample_shape(self, num_lanes: int) -> Any:
@@ -281,7 +288,7 @@ class Family:
         name = (
             tuple(policy.rule for policy in exp.policies),
             (exp.environment, exp.compiled_shape, np.dtype(exp.dtype)),
-            (self.needs, self._chunk, self._keep, self._placement.mesh),
+            (self.needs, self._chunk, self._keep, self.kernel, self._placement.mesh),
             _signature((inputs, clocks)),
         )
         if name in _FAMILIES:

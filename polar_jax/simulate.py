@@ -4,6 +4,7 @@ Pure functions of one lane: no `jit`, no `vmap` over lanes, no files (`lanes.py`
 those). The order of events in a round is that of `docs/model.md`, "Order of events".
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -278,7 +279,12 @@ def replan(
 
 
 def run_chunk(
-    lane: Lane, state: LaneState, rounds: Rounds, clock: ChunkClock
+    lane: Lane,
+    state: LaneState,
+    rounds: Rounds,
+    clock: ChunkClock,
+    *,
+    serve: Callable[..., tuple[LaneState, Decisions]] = run_rounds,
 ) -> tuple[LaneState, Decisions]:
     """Serves a chunk of `n` rounds and acts at the epoch boundaries within it.
 
@@ -290,6 +296,7 @@ def run_chunk(
       state: before the chunk.
       rounds: `n` rounds; those past the horizon are not served.
       clock: boundaries of the chunk.
+      serve: the fast timescale: `run_rounds`, or a kernel that does the same faster.
 
     Returns:
       `(state, decisions of the n rounds)`.
@@ -317,7 +324,7 @@ def run_chunk(
         state, decisions, start = carry
         stop = clock.stop[segment]
         quota = lane.quotas[clock.epoch[segment]]
-        state, decisions = run_rounds(lane, quota, state, rounds, decisions, start, stop)
+        state, decisions = serve(lane, quota, state, rounds, decisions, start, stop)
         acts = [lambda state, _: state, refreshed, replanned if sampled else refreshed]
         state = jax.lax.switch(clock.action[segment], acts, state, segment)
         return state, decisions, stop

@@ -1,0 +1,248 @@
+// One lane: its inputs, its statistics in the layouts that a round reads, and its decisions.
+//
+// Scores need x^T A_i x for every adapter i. It is the product of A_i's lower triangle with
+// w = (2 - [r = c]) x_r x_c, which all adapters share. Rows of the triangle are padded to fours,
+// and fours of several adapters lie side by side, so that sums need no shuffles in the loop.
+#pragma once
+
+#include <cmath>
+#include <cstdlib>
+#include <vector>
+
+#include "vectors.h"
+
+namespace polar {
+
+// Order of `numbers`; controllers append theirs.
+enum Number { kAlpha, kRidge, kSigma, kDelta, kThetaBound, kCostWeight, kMargin, kFeatures,
+              kActive, kOwn };
+enum Selection { kArgmax, kQuota, kRelevant };
+enum ControllerKind { kFixed, kLru, kLfu, kGdsf, kValue, kExperts };
+
+struct Sizes {
+  int64_t rounds, adapters, features, numbers, memory_float, memory_int;
+  int64_t packed() const { return features * (features + 1) / 2; }
+};
+
+struct Attributes {
+  int64_t selection, controller;
+  bool theory, binary;
+};
+
+// What one lane is given and what it gives back; arrays as `native.py` passes them.
+template <typename T> struct Lane {
+  const T *context, *utility, *noise;
+  const int32_t* span;  // start, stop, quota
+  const T* numbers;
+  const T *paging_cost, *switch_cost, *paging_ms, *size;
+  const bool* active;
+  T *precision_inv, *precision_recent, *reward_recent, *theta;
+  int32_t* pulls;
+  bool *resident, *pending;
+  T* memory_float;
+  int32_t* memory_int;
+  int32_t* adapter;
+  bool *forced, *sets;
+  T *switched, *switched_ms;
+  int32_t* loads;
+};
+
+// Memory aligned to vectors, reused from lane to lane.
+template <typename T> class Array {
+ public:
+  void resize(int64_t count, T fill = T()) {
+    held_.assign(static_cast<size_t>(count + 64 / sizeof(T)), fill);
+    const auto place = reinterpret_cast<uintptr_t>(held_.data());
+    data_ = reinterpret_cast<T*>((place + 63) / 64 * 64);
+  }
+  T* get() { return data_; }
+  const T* get() const { return data_; }
+  T& operator[](int64_t i) { return data_[i]; }
+  const T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  std::vector<T> held_;
+  T* data_ = nullptr;
+};
+
+// What the router knows about one request.
+template <typename T> struct Scores {
+  Array<T> mean, width, beta, index, net;
+};
+
+template <typename T> class Statistics {
+ public:
+  explicit Statistics(const Sizes& sizes)
+      : n_(sizes.adapters), d_(sizes.features), d_pad_(round_up(d_, kWidth<T>)),
+        padded_(round_up(n_, kWidth<T>)), theta_groups_((d_ + 3) / 4) {
+    for (int64_t r = 0; r < d_; ++r) row_.push_back(groups_), groups_ += r / 4 + 1;
+    numbers_ = round_up(groups_ * 4, kWidth<T>);
+    triangle_.resize(padded_ * groups_ * 4), estimate_.resize(padded_ * theta_groups_ * 4);
+    inverse_.resize(n_ * d_ * d_pad_), recent_.resize(n_ * numbers_);
+    theta_.resize(n_ * d_pad_), sum_.resize(n_ * d_pad_);
+    x_.resize(d_pad_), v_.resize(d_pad_), scaled_.resize(d_pad_);
+    outer_.resize(numbers_), twice_.resize(numbers_), weight_.resize(numbers_);
+    for (int64_t r = 0; r < d_; ++r)
+      for (int64_t c = 0; c <= r; ++c) twice_[row_[r] * 4 + c] = c < r ? T(2) : T(1);
+    for (Array<T>* one : {&scores.mean, &scores.width, &scores.beta, &scores.index, &scores.net})
+      one->resize(padded_, -kInf<T>);
+    squared_.resize(padded_), floor_.resize(padded_, -kInf<T>), touched_.resize(padded_);
+  }
+
+  int64_t padded() const { return padded_; }
+
+  void begin(const Lane<T>& lane) {
+    for (int64_t i = 0; i < n_; ++i) {
+      for (int64_t r = 0; r < d_; ++r)
+        for (int64_t c = 0; c < d_; ++c)
+          inverse_[(i * d_ + r) * d_pad_ + c] = lane.precision_inv[(i * d_ + r) * d_ + c];
+      for (int64_t c = 0; c < d_; ++c) {
+        theta_[i * d_pad_ + c] = lane.theta[i * d_ + c];
+        sum_[i * d_pad_ + c] = lane.reward_recent[i * d_ + c];
+      }
+      spread(i);
+      const T* from = lane.precision_recent + i * (d_ * (d_ + 1) / 2);
+      for (int64_t r = 0; r < d_; ++r)
+        for (int64_t c = 0; c <= r; ++c) recent_[i * numbers_ + row_[r] * 4 + c] = *from++;
+      floor_[i] = lane.active[i] ? T(0) : -kInf<T>;
+      touched_[i] = lane.pulls[i] == 0 ? T(0) : T(1);
+      scores.beta[i] = lane.numbers[kAlpha];
+    }
+  }
+
+  void end(Lane<T>& lane) const {
+    for (int64_t i = 0; i < n_; ++i) {
+      for (int64_t r = 0; r < d_; ++r)
+        for (int64_t c = 0; c < d_; ++c)
+          lane.precision_inv[(i * d_ + r) * d_ + c] = inverse_[(i * d_ + r) * d_pad_ + c];
+      for (int64_t c = 0; c < d_; ++c) {
+        lane.theta[i * d_ + c] = theta_[i * d_pad_ + c];
+        lane.reward_recent[i * d_ + c] = sum_[i * d_pad_ + c];
+      }
+      T* to = lane.precision_recent + i * (d_ * (d_ + 1) / 2);
+      for (int64_t r = 0; r < d_; ++r)
+        for (int64_t c = 0; c <= r; ++c) *to++ = recent_[i * numbers_ + row_[r] * 4 + c];
+    }
+  }
+
+  // Means, widths and indices of every adapter; D is the number of features where it is known.
+  template <int D> void score(const Lane<T>& lane, const T* context, bool theory) {
+    const int64_t d = D > 0 ? D : d_, d_pad = D > 0 ? round_up(D, kWidth<T>) : d_pad_;
+    std::memcpy(x_.get(), context, sizeof(T) * static_cast<size_t>(d));
+    T* outer = outer_.get();
+    for (int64_t r = 0; r < d; ++r)
+      for (int64_t c = 0; c <= r; c += 4, outer += 4)
+        store4(outer, x_[r] * load4(x_.get() + c));
+    for (int64_t k = 0; k < numbers_; k += kWidth<T>)
+      store(weight_.get() + k, load(outer_.get() + k) * load(twice_.get() + k));
+    products(triangle_.get(), weight_.get(), groups_, squared_.get());
+    products(estimate_.get(), x_.get(), theta_groups_, scores.mean.get());
+    // Ties of the mathematics are ties of the numbers: the untouched share one.
+    const T untouched = dot(x_.get(), x_.get(), d_pad) / lane.numbers[kRidge];
+    if (theory) theory_beta(lane);
+    for (int64_t i = 0; i < padded_; i += kWidth<T>) {
+      Vec<T> squared = load(squared_.get() + i);
+      squared = load(touched_.get() + i) > T(0) ? squared : Vec<T>{} + untouched;
+      squared = squared > T(0) ? squared : Vec<T>{};
+      alignas(64) T root[kWidth<T>];
+      store(root, squared);
+      for (int j = 0; j < kWidth<T>; ++j) root[j] = std::sqrt(root[j]);
+      const Vec<T> mean = load(scores.mean.get() + i) + load(floor_.get() + i);
+      store(scores.mean.get() + i, mean);
+      store(scores.width.get() + i, load(root));
+      store(scores.index.get() + i, mean + load(scores.beta.get() + i) * load(root));
+    }
+    for (int64_t i = n_; i < padded_; ++i) scores.index[i] = -kInf<T>;
+  }
+
+  // Adds one observation to adapter `a` (Sherman and Morrison 1950).
+  template <int D> void observe(Lane<T>& lane, int64_t a, T reward) {
+    const int64_t d = D > 0 ? D : d_, d_pad = D > 0 ? round_up(D, kWidth<T>) : d_pad_;
+    T* inverse = inverse_.get() + a * d * d_pad;
+    T *theta = theta_.get() + a * d_pad, *sum = sum_.get() + a * d_pad;
+    const T* x = x_.get();
+    for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
+      // Several sums side by side: one would wait for each of its additions.
+      Vec<T> part[4] = {};
+      int64_t c = 0;
+      for (; c + 4 <= d; c += 4)
+        for (int j = 0; j < 4; ++j) part[j] += load(inverse + (c + j) * d_pad + k) * x[c + j];
+      for (; c < d; ++c) part[0] += load(inverse + c * d_pad + k) * x[c];
+      store(v_.get() + k, (part[0] + part[1]) + (part[2] + part[3]));
+    }
+    const T growth = T(1) + dot(v_.get(), x, d_pad);
+    const T surprise = reward - dot(theta, x, d_pad);
+    const T root = T(1) / std::sqrt(growth), step = surprise / growth;
+    for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
+      store(scaled_.get() + k, load(v_.get() + k) * root);
+      store(theta + k, load(theta + k) + step * load(v_.get() + k));
+      store(sum + k, load(sum + k) + reward * load(x + k));
+    }
+    for (int64_t c = 0; c < d; ++c)
+      for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
+        T* here = inverse + c * d_pad + k;
+        store(here, load(here) - scaled_[c] * load(scaled_.get() + k));
+      }
+    T* recent = recent_.get() + a * numbers_;
+    for (int64_t k = 0; k < numbers_; k += kWidth<T>)
+      store(recent + k, load(recent + k) + load(outer_.get() + k));
+    spread(a);
+    touched_[a] = 1;
+    lane.pulls[a] += 1;
+  }
+
+  Scores<T> scores;
+
+ private:
+  // Where the numbers of adapter `i` begin in an array of fours. A block is four vectors of fours;
+  // its adapters are numbered so that `products` finds their sums in order.
+  T* place(T* array, int64_t groups, int64_t i) const {
+    const int64_t within = i % kWidth<T>;
+    return array + i / kWidth<T> * groups * 4 * kWidth<T> + within % 4 * kWidth<T> + within / 4 * 4;
+  }
+
+  // Copies adapter `i` to where scores read it. What is beyond a row's end has weight 0.
+  void spread(int64_t i) {
+    T* to = place(triangle_.get(), groups_, i);
+    const T* row = inverse_.get() + i * d_ * d_pad_;
+    for (int64_t r = 0; r < d_; ++r, row += d_pad_)
+      for (int64_t c = 0; c <= r; c += 4, to += 4 * kWidth<T>) store4(to, load4(row + c));
+    to = place(estimate_.get(), theta_groups_, i);
+    for (int64_t c = 0; c < d_; c += 4, to += 4 * kWidth<T>)
+      store4(to, load4(theta_.get() + i * d_pad_ + c));
+  }
+
+  void theory_beta(const Lane<T>& lane) {
+    const T* number = lane.numbers;
+    for (int64_t i = 0; i < n_; ++i) {
+      const T growth = T(1) + static_cast<T>(lane.pulls[i]) / number[kRidge];
+      const T inside = std::log(growth * number[kActive] / number[kDelta]);
+      scores.beta[i] = number[kSigma] * std::sqrt(number[kFeatures] * inside) +
+                       std::sqrt(number[kRidge]) * number[kThetaBound];
+    }
+  }
+
+  // out[i] = sum over all fours of adapter i's numbers times `weight`.
+  void products(const T* array, const T* weight, int64_t groups, T* out) const {
+    for (int64_t b = 0; b < padded_; b += kWidth<T>) {
+      Vec<T> part[4] = {};
+      for (int64_t g = 0; g < groups; ++g) {
+        const Vec<T> w = repeat4(weight + 4 * g);
+        for (int k = 0; k < 4; ++k) part[k] += load(array + k * kWidth<T>) * w;
+        array += 4 * kWidth<T>;
+      }
+      for (int k = 0; k < 4; ++k) part[k] = sum4(part[k]);
+      alignas(64) T taken[kWidth<T>];
+      for (int j = 0; j < kWidth<T>; ++j) taken[j] = part[j % 4][j];
+      store(out + b, load(taken));
+    }
+  }
+
+  int64_t n_, d_, d_pad_, padded_, theta_groups_, groups_ = 0, numbers_;
+  std::vector<int64_t> row_;  // first four of each row
+  Array<T> triangle_, estimate_;               // what scores read
+  Array<T> inverse_, theta_, sum_, recent_;    // by adapter, rows padded
+  Array<T> x_, v_, scaled_, outer_, twice_, weight_, squared_, floor_, touched_;
+};
+
+}  // namespace polar

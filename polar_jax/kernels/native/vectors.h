@@ -1,0 +1,137 @@
+// Small vector helpers: 64 bytes at a time, lowered by the compiler to what the processor has.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+namespace polar {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#else
+constexpr int kBytes = 32;
+#endif
+
+// Vectors, halves of which the compiler takes apart where the processor's are shorter.
+template <typename T> struct Wide {
+  typedef T vec __attribute__((vector_size(kBytes)));
+  typedef T four __attribute__((vector_size(4 * sizeof(T))));
+};
+template <typename T> using Vec = typename Wide<T>::vec;
+template <typename T> using Four = typename Wide<T>::four;
+template <typename T> constexpr int kWidth = kBytes / static_cast<int>(sizeof(T));
+template <typename T> constexpr T kInf = std::numeric_limits<T>::infinity();
+
+template <typename T> inline Vec<T> load(const T* from) {
+  Vec<T> out;
+  std::memcpy(&out, from, sizeof(out));
+  return out;
+}
+template <typename T> inline void store(T* to, Vec<T> value) { std::memcpy(to, &value, kBytes); }
+template <typename T> inline Four<T> load4(const T* from) {
+  Four<T> out;
+  std::memcpy(&out, from, sizeof(out));
+  return out;
+}
+template <typename T> inline void store4(T* to, Four<T> value) {
+  std::memcpy(to, &value, sizeof(value));
+}
+
+// Four numbers as often as they go into a vector. Compilers take a detour over memory for it.
+#if defined(__AVX512F__)
+inline Vec<float> repeat4(const float* from) { return _mm512_broadcast_f32x4(_mm_loadu_ps(from)); }
+inline Vec<double> repeat4(const double* from) {
+  return _mm512_broadcast_f64x4(_mm256_loadu_pd(from));
+}
+#else
+#if defined(__AVX__)
+inline Vec<float> repeat4(const float* from) {
+  return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(from));
+}
+#else
+inline Vec<float> repeat4(const float* from) {
+  return Vec<float>{from[0], from[1], from[2], from[3], from[0], from[1], from[2], from[3]};
+}
+#endif
+inline Vec<double> repeat4(const double* from) { return load(from); }
+#endif
+
+// Every number replaced by the sum of the four that it is one of.
+inline Vec<float> sum4(Vec<float> x) {
+#if defined(__AVX512F__)
+  x += __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  return x + __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+#else
+  x += __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+  return x + __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+#endif
+}
+inline Vec<double> sum4(Vec<double> x) {
+#if defined(__AVX512F__)
+  x += __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+  return x + __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+#else
+  x += __builtin_shufflevector(x, x, 1, 0, 3, 2);
+  return x + __builtin_shufflevector(x, x, 2, 3, 0, 1);
+#endif
+}
+
+// Sum and largest of a vector's numbers; first place of a number in it, -1 for none.
+template <typename T> inline T sum(Vec<T> x) {
+  T total = 0;
+  for (int i = 0; i < kWidth<T>; ++i) total += x[i];
+  return total;
+}
+template <typename T> inline T largest(Vec<T> x) {
+  T most = x[0];
+  for (int i = 1; i < kWidth<T>; ++i) most = x[i] > most ? x[i] : most;
+  return most;
+}
+template <typename T> inline int place_of(Vec<T> x, T value) {
+  for (int i = 0; i < kWidth<T>; ++i)
+    if (x[i] == value) return i;
+  return -1;
+}
+#if defined(__AVX512F__)
+template <> inline float sum<float>(Vec<float> x) { return _mm512_reduce_add_ps(x); }
+template <> inline float largest<float>(Vec<float> x) { return _mm512_reduce_max_ps(x); }
+template <> inline int place_of<float>(Vec<float> x, float value) {
+  return __builtin_ffs(_mm512_cmp_ps_mask(x, _mm512_set1_ps(value), _CMP_EQ_OQ)) - 1;
+}
+#endif
+
+inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Sum of products of two arrays padded with zeros to whole vectors.
+template <typename T> inline T dot(const T* a, const T* b, int64_t padded) {
+  Vec<T> total = {};
+  for (int64_t i = 0; i < padded; i += kWidth<T>) total += load(a + i) * load(b + i);
+  return sum<T>(total);
+}
+
+template <typename T> struct Best {
+  T value;
+  int32_t index;
+};
+
+// Largest of `padded` numbers (a whole number of vectors) and its first place.
+template <typename T> inline Best<T> first_max(const T* values, int64_t padded) {
+  Vec<T> best = load(values);
+  for (int64_t i = kWidth<T>; i < padded; i += kWidth<T>) {
+    const Vec<T> now = load(values + i);
+    best = now > best ? now : best;
+  }
+  const T value = largest<T>(best);
+  for (int64_t i = 0; i < padded; i += kWidth<T>) {
+    const int place = place_of<T>(load(values + i), value);
+    if (place >= 0) return {value, static_cast<int32_t>(i + place)};
+  }
+  return {value, 0};  // not a number anywhere
+}
+
+}  // namespace polar

@@ -1,0 +1,134 @@
+"""Builds the native kernel with the machine's compiler, once per kind of processor, and loads it.
+
+The library is kept beside JAX's compiled programs, under a name that says what it was built
+from: sources, flags, compiler, processor and jaxlib. Machines that share a home but not a
+processor build their own.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from typing import NamedTuple
+
+import jax
+
+
+SOURCES = pathlib.Path(__file__).parent / "native"
+FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi"),
+)
+_TARGETS = {"polar_rounds_f32": "PolarRoundsF32", "polar_rounds_f64": "PolarRoundsF64"}
+_TIME_LIMIT = 300.0  # seconds a compiler may take
+
+
+class Native(NamedTuple):
+    """The kernel's library, or why there is none."""
+
+    path: pathlib.Path | None
+    reason: str  # "" where there is one
+
+
+@functools.cache
+def native() -> Native:
+    """Builds, loads and registers the kernel, at most once per process.
+
+    Returns:
+      Where the library is; or, as the engine runs without it as well, why it cannot be had.
+    """
+    try:
+        path = _built()
+        library = ctypes.CDLL(str(path))
+        for target, symbol in _TARGETS.items():
+            handler = jax.ffi.pycapsule(getattr(library, symbol))
+            jax.ffi.register_ffi_target(target, handler, platform="cpu")
+    except _UnavailableError as error:
+        return Native(None, str(error))
+    except (OSError, AttributeError) as error:
+        return Native(None, f"the library cannot be used: {error}")
+    return Native(path, "")
+
+
+class _UnavailableError(Exception):
+    """Why the kernel cannot be built here."""
+
+
+def _compiler() -> list[str]:
+    named = os.environ.get("CXX", "")
+    found = [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]
+    for words in found:
+        if words and shutil.which(words[0]):
+            return words
+    raise _UnavailableError(
+        f"no C++ compiler: {'CXX=' + named if named else 'none of c++, g++, clang++'} "
+        "is on the path."
+    )
+
+
+def _processor() -> str:
+    """What code for this processor depends on: its model and its instruction sets."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    known = ("model name", "flags", "CPU part", "Features")
+    return "\n".join(sorted({line for line in lines if line.startswith(known)}))
+
+
+def _folder() -> pathlib.Path:
+    root = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = pathlib.Path(root) if root else pathlib.Path.home() / ".cache"
+        folder = folder / "polar_jax" / "kernels"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise _UnavailableError(f"no folder to keep it in: {error}") from None
+    return folder
+
+
+def _built() -> pathlib.Path:
+    """The library, built where it is not there yet."""
+    compiler = _compiler()
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
+    digest = hashlib.sha256(version)
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    known = (*compiler, *FLAGS, _processor(), importlib.metadata.version("jaxlib"))
+    digest.update("\0".join(known).encode())
+    path = _folder() / f"rounds-{digest.hexdigest()[:16]}.so"
+    if not path.is_file():
+        _build(compiler, path)
+    return path
+
+
+def _build(compiler: list[str], path: pathlib.Path) -> None:
+    """Compiles to a name of its own, then moves: two processes may build at once."""
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = pathlib.Path(folder) / "rounds.so"
+            source = str(SOURCES / "rounds.cc")
+            headers = f"-I{jax.ffi.include_dir()}"
+            run = subprocess.run(
+                [*compiler, *FLAGS, headers, source, "-o", str(made)],
+                capture_output=True,
+                timeout=_TIME_LIMIT,
+                check=False,
+            )
+            if run.returncode:
+                lines = run.stderr.decode(errors="replace").splitlines()
+                wrong = [line for line in lines if "error" in line] or lines or ["no message"]
+                raise _UnavailableError(f"{compiler[0]} failed: {wrong[0]}")
+            made.replace(path)
+    except subprocess.TimeoutExpired:
+        message = f"{compiler[0]} took more than {_TIME_LIMIT:.0f} s."
+        raise _UnavailableError(message) from None
+    except OSError as error:
+        raise _UnavailableError(f"it cannot be kept: {error}") from None
