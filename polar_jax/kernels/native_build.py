@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import jax
 
-
 SOURCES = pathlib.Path(__file__).parent / "native"
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC"),

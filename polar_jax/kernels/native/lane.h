@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <type_traits>
 #include <vector>
 
 #include "vectors.h"
@@ -82,8 +83,12 @@ template <typename T> class Statistics {
     theta_.resize(n_ * d_pad_), sum_.resize(n_ * d_pad_);
     x_.resize(d_pad_), v_.resize(d_pad_), scaled_.resize(d_pad_);
     outer_.resize(numbers_), twice_.resize(numbers_), weight_.resize(numbers_);
+    row_of_.resize(numbers_, 0), column_of_.resize(numbers_, 0);
     for (int64_t r = 0; r < d_; ++r)
-      for (int64_t c = 0; c <= r; ++c) twice_[row_[r] * 4 + c] = c < r ? T(2) : T(1);
+      for (int64_t c = 0; c <= r; ++c) {
+        const int64_t k = row_[r] * 4 + c;
+        twice_[k] = c < r ? T(2) : T(1), row_of_[k] = r, column_of_[k] = c;
+      }
     for (Array<T>* one : {&scores.mean, &scores.width, &scores.beta, &scores.index, &scores.net})
       one->resize(padded_, -kInf<T>);
     squared_.resize(padded_), floor_.resize(padded_, -kInf<T>), touched_.resize(padded_);
@@ -129,28 +134,23 @@ template <typename T> class Statistics {
   template <int D> void score(const Lane<T>& lane, const T* context, bool theory) {
     const int64_t d = D > 0 ? D : d_, d_pad = D > 0 ? round_up(D, kWidth<T>) : d_pad_;
     std::memcpy(x_.get(), context, sizeof(T) * static_cast<size_t>(d));
-    T* outer = outer_.get();
-    for (int64_t r = 0; r < d; ++r)
-      for (int64_t c = 0; c <= r; c += 4, outer += 4)
-        store4(outer, x_[r] * load4(x_.get() + c));
-    for (int64_t k = 0; k < numbers_; k += kWidth<T>)
-      store(weight_.get() + k, load(outer_.get() + k) * load(twice_.get() + k));
+    multiply<D>(d);
     products(triangle_.get(), weight_.get(), groups_, squared_.get());
     products(estimate_.get(), x_.get(), theta_groups_, scores.mean.get());
     // Ties of the mathematics are ties of the numbers: the untouched share one.
     const T untouched = dot(x_.get(), x_.get(), d_pad) / lane.numbers[kRidge];
     if (theory) theory_beta(lane);
-    for (int64_t i = 0; i < padded_; i += kWidth<T>) {
-      Vec<T> squared = load(squared_.get() + i);
-      squared = load(touched_.get() + i) > T(0) ? squared : Vec<T>{} + untouched;
+    const T *squares = squared_.get(), *touched = touched_.get(), *floor = floor_.get();
+    const T* beta = scores.beta.get();
+    T *means = scores.mean.get(), *widths = scores.width.get(), *index = scores.index.get();
+    for (int64_t i = 0, padded = padded_; i < padded; i += kWidth<T>) {
+      Vec<T> squared = load(squares + i);
+      squared = load(touched + i) > T(0) ? squared : Vec<T>{} + untouched;
       squared = squared > T(0) ? squared : Vec<T>{};
-      alignas(64) T root[kWidth<T>];
-      store(root, squared);
-      for (int j = 0; j < kWidth<T>; ++j) root[j] = std::sqrt(root[j]);
-      const Vec<T> mean = load(scores.mean.get() + i) + load(floor_.get() + i);
-      store(scores.mean.get() + i, mean);
-      store(scores.width.get() + i, load(root));
-      store(scores.index.get() + i, mean + load(scores.beta.get() + i) * load(root));
+      const Vec<T> root = roots(squared), mean = load(means + i) + load(floor + i);
+      store(means + i, mean);
+      store(widths + i, root);
+      store(index + i, mean + load(beta + i) * root);
     }
     for (int64_t i = n_; i < padded_; ++i) scores.index[i] = -kInf<T>;
   }
@@ -158,9 +158,11 @@ template <typename T> class Statistics {
   // Adds one observation to adapter `a` (Sherman and Morrison 1950).
   template <int D> void observe(Lane<T>& lane, int64_t a, T reward) {
     const int64_t d = D > 0 ? D : d_, d_pad = D > 0 ? round_up(D, kWidth<T>) : d_pad_;
+    // Pointers of our own: the compiler must not fear that a store moves them.
     T* inverse = inverse_.get() + a * d * d_pad;
-    T *theta = theta_.get() + a * d_pad, *sum = sum_.get() + a * d_pad;
-    const T* x = x_.get();
+    T *theta = theta_.get() + a * d_pad, *total = sum_.get() + a * d_pad;
+    T *v = v_.get(), *scaled = scaled_.get(), *recent = recent_.get() + a * numbers_;
+    const T *x = x_.get(), *outer = outer_.get();
     for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
       // Several sums side by side: one would wait for each of its additions.
       Vec<T> part[4] = {};
@@ -168,24 +170,23 @@ template <typename T> class Statistics {
       for (; c + 4 <= d; c += 4)
         for (int j = 0; j < 4; ++j) part[j] += load(inverse + (c + j) * d_pad + k) * x[c + j];
       for (; c < d; ++c) part[0] += load(inverse + c * d_pad + k) * x[c];
-      store(v_.get() + k, (part[0] + part[1]) + (part[2] + part[3]));
+      store(v + k, (part[0] + part[1]) + (part[2] + part[3]));
     }
-    const T growth = T(1) + dot(v_.get(), x, d_pad);
+    const T growth = T(1) + dot(v, x, d_pad);
     const T surprise = reward - dot(theta, x, d_pad);
     const T root = T(1) / std::sqrt(growth), step = surprise / growth;
     for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
-      store(scaled_.get() + k, load(v_.get() + k) * root);
-      store(theta + k, load(theta + k) + step * load(v_.get() + k));
-      store(sum + k, load(sum + k) + reward * load(x + k));
+      store(scaled + k, load(v + k) * root);
+      store(theta + k, load(theta + k) + step * load(v + k));
+      store(total + k, load(total + k) + reward * load(x + k));
     }
     for (int64_t c = 0; c < d; ++c)
       for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
         T* here = inverse + c * d_pad + k;
-        store(here, load(here) - scaled_[c] * load(scaled_.get() + k));
+        store(here, load(here) - scaled[c] * load(scaled + k));
       }
-    T* recent = recent_.get() + a * numbers_;
-    for (int64_t k = 0; k < numbers_; k += kWidth<T>)
-      store(recent + k, load(recent + k) + load(outer_.get() + k));
+    for (int64_t k = 0, numbers = numbers_; k < numbers; k += kWidth<T>)
+      store(recent + k, load(recent + k) + load(outer + k));
     spread(a);
     touched_[a] = 1;
     lane.pulls[a] += 1;
@@ -194,6 +195,10 @@ template <typename T> class Statistics {
   Scores<T> scores;
 
  private:
+  // Places within a vector, as wide as its numbers.
+  typedef decltype(Vec<T>{} < Vec<T>{}) Place;
+  using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
   // Where the numbers of adapter `i` begin in an array of fours. A block is four vectors of fours;
   // its adapters are numbered so that `products` finds their sums in order.
   T* place(T* array, int64_t groups, int64_t i) const {
@@ -212,6 +217,34 @@ template <typename T> class Statistics {
       store4(to, load4(theta_.get() + i * d_pad_ + c));
   }
 
+  // The products x_r x_c in the order of the triangle, and the weights that scores give them.
+  template <int D> void multiply(int64_t d) {
+    const T* x = x_.get();
+    T *outer = outer_.get(), *weight = weight_.get();
+    const T* twice = twice_.get();
+    const int64_t numbers = numbers_;
+#if !defined(__clang__)
+    if constexpr (D == kWidth<T>) {
+      const Integer *row = row_of_.get(), *column = column_of_.get();
+      const Vec<T> whole = load(x);
+      for (int64_t k = 0; k < numbers; k += kWidth<T>) {
+        Place rows, columns;
+        std::memcpy(&rows, row + k, sizeof(rows));
+        std::memcpy(&columns, column + k, sizeof(columns));
+        const Vec<T> both = __builtin_shuffle(whole, rows) * __builtin_shuffle(whole, columns);
+        store(outer + k, both);
+        store(weight + k, both * load(twice + k));
+      }
+      return;
+    }
+#endif
+    T* next = outer;
+    for (int64_t r = 0; r < d; ++r)
+      for (int64_t c = 0; c <= r; c += 4, next += 4) store4(next, x[r] * load4(x + c));
+    for (int64_t k = 0; k < numbers; k += kWidth<T>)
+      store(weight + k, load(outer + k) * load(twice + k));
+  }
+
   void theory_beta(const Lane<T>& lane) {
     const T* number = lane.numbers;
     for (int64_t i = 0; i < n_; ++i) {
@@ -226,20 +259,20 @@ template <typename T> class Statistics {
   void products(const T* array, const T* weight, int64_t groups, T* out) const {
     for (int64_t b = 0; b < padded_; b += kWidth<T>) {
       Vec<T> part[4] = {};
+#pragma GCC unroll 4
       for (int64_t g = 0; g < groups; ++g) {
         const Vec<T> w = repeat4(weight + 4 * g);
         for (int k = 0; k < 4; ++k) part[k] += load(array + k * kWidth<T>) * w;
         array += 4 * kWidth<T>;
       }
       for (int k = 0; k < 4; ++k) part[k] = sum4(part[k]);
-      alignas(64) T taken[kWidth<T>];
-      for (int j = 0; j < kWidth<T>; ++j) taken[j] = part[j % 4][j];
-      store(out + b, load(taken));
+      store(out + b, one_of_each<T>(part));
     }
   }
 
   int64_t n_, d_, d_pad_, padded_, theta_groups_, groups_ = 0, numbers_;
   std::vector<int64_t> row_;  // first four of each row
+  Array<Integer> row_of_, column_of_;          // of each product x_r x_c
   Array<T> triangle_, estimate_;               // what scores read
   Array<T> inverse_, theta_, sum_, recent_;    // by adapter, rows padded
   Array<T> x_, v_, scaled_, outer_, twice_, weight_, squared_, floor_, touched_;

@@ -1,6 +1,7 @@
 // Small vector helpers: 64 bytes at a time, lowered by the compiler to what the processor has.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -79,6 +80,27 @@ inline Vec<double> sum4(Vec<double> x) {
   x += __builtin_shufflevector(x, x, 1, 0, 3, 2);
   return x + __builtin_shufflevector(x, x, 2, 3, 0, 1);
 #endif
+}
+
+// Square roots, and numbers of a vector by their places.
+#if defined(__AVX512F__)
+inline Vec<float> roots(Vec<float> x) { return _mm512_sqrt_ps(x); }
+inline Vec<double> roots(Vec<double> x) { return _mm512_sqrt_pd(x); }
+#else
+template <typename V> inline V roots(V x) {
+  for (size_t i = 0; i < sizeof(x) / sizeof(x[0]); ++i) x[i] = std::sqrt(x[i]);
+  return x;
+}
+#endif
+
+// Number j of vector j % 4, for every j.
+template <typename T> inline Vec<T> one_of_each(const Vec<T>* from) {
+  typedef decltype(from[0] < from[1]) Mask;
+  Mask second = {}, third = {}, fourth = {};
+  for (int j = 0; j < kWidth<T>; ++j)
+    second[j] = j % 4 == 1 ? -1 : 0, third[j] = j % 4 == 2 ? -1 : 0, fourth[j] = j % 4 == 3 ? -1 : 0;
+  const Vec<T> low = second ? from[1] : from[0];
+  return fourth ? from[3] : third ? from[2] : low;
 }
 
 // Sum and largest of a vector's numbers; first place of a number in it, -1 for none.
