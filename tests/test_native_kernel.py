@@ -68,6 +68,11 @@ def test_shapes_of_every_kind(shape):
 OTHERS: dict[str, dict[str, Any]] = {
     "theory": {"settings": policies.Settings(beta="theory", sigma=0.3)},
     "binary rewards": {"environment": "bernoulli"},
+    "a pooled prior": {
+        "settings": policies.Settings(prior="pooled", ridge=2.0),
+        "environment": "bernoulli",
+        "dim": 6,
+    },
     "free page-ins": {"costs": lanes.Costs(synthetic_mean=0.0)},
     "very dear page-ins": {"costs": lanes.Costs(synthetic_mean=1e6)},
     "no noise, all alike": {"noise": 0.0, "spread": 0.0, "theta_spread": 0.0},
@@ -168,7 +173,5 @@ def test_what_it_does_not_know_takes_the_xla_path():
     known = {name for name, rule in rules.items() if native_rounds.supports(rule, sized=False)}
     assert set(KNOWN) <= known
     assert known.isdisjoint({"lin_ts", "epsilon_greedy", "random", "oracle", "arc", "lecar"})
-    pooled = policies.policy("lru", **sizes, settings=policies.Settings(prior="pooled")).rule
-    assert not native_rounds.supports(pooled, sized=False)
     assert not native_rounds.supports(rules["lru"], sized=True)
     assert kernels.taken("native", rules["arc"], sized=False) == "xla"

@@ -48,7 +48,7 @@ def supports(rule: Rule, *, sized: bool) -> bool:
       rule: what would be compiled.
       sized: whether adapters differ in size.
     """
-    known = rule.router in _ROUTERS and rule.controller.admit in _ADMISSIONS
+    known = rule.router._replace(pooled=False) in _ROUTERS and rule.controller.admit in _ADMISSIONS
     return known and not sized
 
 
@@ -68,7 +68,10 @@ def run_rounds(
     router, inputs, params = state.router, lane.inputs, lane.params.router
     dtype = router.theta_hat.dtype
     kind = _ADMISSIONS[lane.rule.controller.admit]
-    selection, theory = _ROUTERS[lane.rule.router]
+    selection, theory = _ROUTERS[lane.rule.router._replace(pooled=False)]
+    nothing = jnp.zeros((1,), dtype)
+    pooled = router.pooled
+    common = (nothing, nothing) if pooled is None else (pooled.precision_inv, pooled.theta)
     memory = _packed(kind, lane.params.controller, state.controller, dtype)
     given = (
         *(params.alpha, params.ridge, params.sigma, params.delta, params.theta_bound),
@@ -86,7 +89,7 @@ def run_rounds(
     changed = (
         *(router.precision_inv, router.precision_recent, router.reward_recent),
         *(router.theta_hat, router.pulls, state.resident, state.pending_loads),
-        *(memory.floats, memory.counts, *decisions),
+        *(memory.floats, memory.counts, *decisions, *common),
     )
     call = jax.ffi.ffi_call(
         "polar_rounds_f64" if dtype == jnp.float64 else "polar_rounds_f32",
@@ -101,15 +104,18 @@ def run_rounds(
         controller=kind,
         theory=theory,
         binary=lane.binary_reward,
+        pooled=pooled is not None,
     )
     names = ("precision_inv", "precision_recent", "reward_recent", "theta_hat", "pulls")
+    if pooled is not None:
+        router = router.replace(pooled=pooled.replace(precision_inv=out[-2], theta=out[-1]))
     state = state.replace(
         router=router.replace(**dict(zip(names, out[:5], strict=True))),
         controller=_unpacked(kind, state.controller, *out[7:9]),
         resident=out[5],
         pending_loads=out[6],
     )
-    return state, Decisions(*out[9:])
+    return state, Decisions(*out[9:-2])
 
 
 def _flat(dtype: Any, *values: Array | float) -> Array:

@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "vectors.h"
+#include "pooled.h"
 
 namespace polar {
 
@@ -27,7 +27,7 @@ struct Sizes {
 
 struct Attributes {
   int64_t selection, controller;
-  bool theory, binary;
+  bool theory, binary, pooled;
 };
 
 // What one lane is given and what it gives back; arrays as `native.py` passes them.
@@ -46,24 +46,7 @@ template <typename T> struct Lane {
   bool *forced, *sets;
   T *switched, *switched_ms;
   int32_t* loads;
-};
-
-// Memory aligned to vectors, reused from lane to lane.
-template <typename T> class Array {
- public:
-  void resize(int64_t count, T fill = T()) {
-    held_.assign(static_cast<size_t>(count + 64 / sizeof(T)), fill);
-    const auto place = reinterpret_cast<uintptr_t>(held_.data());
-    data_ = reinterpret_cast<T*>((place + 63) / 64 * 64);
-  }
-  T* get() { return data_; }
-  const T* get() const { return data_; }
-  T& operator[](int64_t i) { return data_[i]; }
-  const T& operator[](int64_t i) const { return data_[i]; }
-
- private:
-  std::vector<T> held_;
-  T* data_ = nullptr;
+  T *pooled_inverse, *pooled_theta;
 };
 
 // What the router knows about one request.
@@ -73,8 +56,8 @@ template <typename T> struct Scores {
 
 template <typename T> class Statistics {
  public:
-  explicit Statistics(const Sizes& sizes)
-      : n_(sizes.adapters), d_(sizes.features), d_pad_(round_up(d_, kWidth<T>)),
+  Statistics(const Sizes& sizes, bool pooled)
+      : pooled_(pooled), common_(sizes.features), n_(sizes.adapters), d_(sizes.features), d_pad_(round_up(d_, kWidth<T>)),
         padded_(round_up(n_, kWidth<T>)), theta_groups_((d_ + 3) / 4) {
     for (int64_t r = 0; r < d_; ++r) row_.push_back(groups_), groups_ += r / 4 + 1;
     numbers_ = round_up(groups_ * 4, kWidth<T>);
@@ -91,12 +74,13 @@ template <typename T> class Statistics {
       }
     for (Array<T>* one : {&scores.mean, &scores.width, &scores.beta, &scores.index, &scores.net})
       one->resize(padded_, -kInf<T>);
-    squared_.resize(padded_), floor_.resize(padded_, -kInf<T>), touched_.resize(padded_);
+    squared_.resize(padded_), shrunk_.resize(padded_), floor_.resize(padded_, -kInf<T>), touched_.resize(padded_);
   }
 
   int64_t padded() const { return padded_; }
 
   void begin(const Lane<T>& lane) {
+    if (pooled_) common_.begin(lane.pooled_inverse, lane.pooled_theta);
     for (int64_t i = 0; i < n_; ++i) {
       for (int64_t r = 0; r < d_; ++r)
         for (int64_t c = 0; c < d_; ++c)
@@ -116,6 +100,7 @@ template <typename T> class Statistics {
   }
 
   void end(Lane<T>& lane) const {
+    if (pooled_) common_.end(lane.pooled_inverse, lane.pooled_theta);
     for (int64_t i = 0; i < n_; ++i) {
       for (int64_t r = 0; r < d_; ++r)
         for (int64_t c = 0; c < d_; ++c)
@@ -140,6 +125,7 @@ template <typename T> class Statistics {
     // Ties of the mathematics are ties of the numbers: the untouched share one.
     const T untouched = dot(x_.get(), x_.get(), d_pad) / lane.numbers[kRidge];
     if (theory) theory_beta(lane);
+    if (pooled_) add_common_prior(lane.numbers[kRidge]);
     const T *squares = squared_.get(), *touched = touched_.get(), *floor = floor_.get();
     const T* beta = scores.beta.get();
     T *means = scores.mean.get(), *widths = scores.width.get(), *index = scores.index.get();
@@ -190,6 +176,7 @@ template <typename T> class Statistics {
     spread(a);
     touched_[a] = 1;
     lane.pulls[a] += 1;
+    if (pooled_) common_.observe(x, reward);
   }
 
   Scores<T> scores;
@@ -245,6 +232,21 @@ template <typename T> class Statistics {
       store(weight + k, load(outer + k) * load(twice + k));
   }
 
+  // Ridge regression towards theta_0: the estimate towards 0 plus ridge x^T V^-1 theta_0, which is
+  // the triangle's product with the weights (x_r t_c + x_c t_r) / (1 + [r = c]).
+  void add_common_prior(T ridge) {
+    const T *x = x_.get(), *t = common_.theta(), *twice = twice_.get();
+    T *shrunk = shrunk_.get(), *means = scores.mean.get();
+    int64_t k = 0;
+    for (int64_t r = 0; r < d_; ++r)
+      for (int64_t c = 0; c <= r; c += 4, k += 4)
+        store4(weight_.get() + k, (x[r] * load4(t + c) + t[r] * load4(x + c)) * load4(twice + k) / T(2));
+    products(triangle_.get(), weight_.get(), groups_, shrunk);
+    const T untouched = dot(x, t, d_pad_);
+    for (int64_t i = 0; i < n_; ++i)
+      means[i] += touched_[i] > 0 ? ridge * shrunk[i] : untouched;
+  }
+
   void theory_beta(const Lane<T>& lane) {
     const T* number = lane.numbers;
     for (int64_t i = 0; i < n_; ++i) {
@@ -270,12 +272,15 @@ template <typename T> class Statistics {
     }
   }
 
+  bool pooled_;
+  Pooled<T> common_;
   int64_t n_, d_, d_pad_, padded_, theta_groups_, groups_ = 0, numbers_;
   std::vector<int64_t> row_;  // first four of each row
   Array<Integer> row_of_, column_of_;          // of each product x_r x_c
   Array<T> triangle_, estimate_;               // what scores read
   Array<T> inverse_, theta_, sum_, recent_;    // by adapter, rows padded
-  Array<T> x_, v_, scaled_, outer_, twice_, weight_, squared_, floor_, touched_;
+  Array<T> x_, v_, scaled_, outer_, twice_, weight_, squared_, shrunk_;
+  Array<T> floor_, touched_;
 };
 
 }  // namespace polar

@@ -13,7 +13,8 @@ namespace polar {
 template <typename T> class Kernel {
  public:
   Kernel(const Sizes& sizes, const Attributes& attributes)
-      : sizes_(sizes), with_(attributes), n_(sizes.adapters), statistics_(sizes) {
+      : sizes_(sizes), with_(attributes), n_(sizes.adapters),
+        statistics_(sizes, attributes.pooled) {
     if (attributes.controller == kExperts)
       experts_.emplace_back(sizes, statistics_.padded());
     penalty_.resize(statistics_.padded(), T(0));
@@ -156,11 +157,13 @@ ffi::Error Serve(In<F> context, In<F> utility, In<F> noise, In<S32> span, In<F> 
                  In<F> theta_in, In<S32> pulls_in, In<PRED> resident_in, In<PRED> pending_in,
                  In<F> memory_in, In<S32> counts_in, In<S32> adapter_in, In<PRED> forced_in,
                  In<PRED> sets_in, In<F> switched_in, In<F> switched_ms_in, In<S32> loads_in,
+                 In<F> pooled_inverse_in, In<F> pooled_theta_in,
                  Out<F> inverse, Out<F> recent, Out<F> sum, Out<F> theta, Out<S32> pulls,
                  Out<PRED> resident, Out<PRED> pending, Out<F> memory, Out<S32> counts,
                  Out<S32> adapter, Out<PRED> forced, Out<PRED> sets, Out<F> switched,
-                 Out<F> switched_ms, Out<S32> loads, int64_t selection, int64_t controller,
-                 bool theory, bool binary) {
+                 Out<F> switched_ms, Out<S32> loads, Out<F> pooled_inverse,
+                 Out<F> pooled_theta, int64_t selection, int64_t controller,
+                 bool theory, bool binary, bool pooled) {
   const Sizes s{axis(context, 1), axis(utility, 0), axis(context, 0),
                 axis(numbers, 0), axis(memory_in, 0), axis(counts_in, 0)};
   const int64_t lanes = static_cast<int64_t>(context.element_count()) / (s.rounds * s.features);
@@ -178,7 +181,9 @@ ffi::Error Serve(In<F> context, In<F> utility, In<F> noise, In<S32> span, In<F> 
   first.forced = settle(forced_in, forced), first.sets = settle(sets_in, sets);
   first.switched = settle(switched_in, switched);
   first.switched_ms = settle(switched_ms_in, switched_ms), first.loads = settle(loads_in, loads);
-  Kernel<T> kernel(s, Attributes{selection, controller, theory, binary});
+  first.pooled_inverse = settle(pooled_inverse_in, pooled_inverse);
+  first.pooled_theta = settle(pooled_theta_in, pooled_theta);
+  Kernel<T> kernel(s, Attributes{selection, controller, theory, binary, pooled});
   for (int64_t l = 0; l < lanes; ++l) {
     Lane<T> lane = first;
     lane.context += l * rounds * d, lane.utility += l * rounds * n, lane.noise += l * rounds;
@@ -192,6 +197,8 @@ ffi::Error Serve(In<F> context, In<F> utility, In<F> noise, In<S32> span, In<F> 
     lane.memory_float += l * s.memory_float, lane.memory_int += l * s.memory_int;
     lane.adapter += l * rounds, lane.forced += l * rounds, lane.sets += l * rounds * n;
     lane.switched += l * rounds, lane.switched_ms += l * rounds, lane.loads += l * rounds;
+    // Of size 1 where there is no common prior.
+    if (pooled) lane.pooled_inverse += l * d * d, lane.pooled_theta += l * d;
     kernel.serve(lane);
   }
   return ffi::Error::Success();
@@ -209,13 +216,13 @@ template <ffi::DataType F> auto Binding() {
       .template Arg<A>().template Arg<B>().template Arg<A>().template Arg<A>().template Arg<A>()
       .template Arg<A>().template Arg<I>().template Arg<B>().template Arg<B>().template Arg<A>()
       .template Arg<I>().template Arg<I>().template Arg<B>().template Arg<B>().template Arg<A>()
-      .template Arg<A>().template Arg<I>()
+      .template Arg<A>().template Arg<I>().template Arg<A>().template Arg<A>()
       .template Ret<RA>().template Ret<RA>().template Ret<RA>().template Ret<RA>()
       .template Ret<RI>().template Ret<RB>().template Ret<RB>().template Ret<RA>()
       .template Ret<RI>().template Ret<RI>().template Ret<RB>().template Ret<RB>()
-      .template Ret<RA>().template Ret<RA>().template Ret<RI>()
+      .template Ret<RA>().template Ret<RA>().template Ret<RI>().template Ret<RA>().template Ret<RA>()
       .template Attr<int64_t>("selection").template Attr<int64_t>("controller")
-      .template Attr<bool>("theory").template Attr<bool>("binary");
+      .template Attr<bool>("theory").template Attr<bool>("binary").template Attr<bool>("pooled");
 }
 
 }  // namespace polar

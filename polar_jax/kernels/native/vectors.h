@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -155,5 +156,23 @@ template <typename T> inline Best<T> first_max(const T* values, int64_t padded) 
   }
   return {value, 0};  // not a number anywhere
 }
+
+// Memory aligned to vectors, reused from lane to lane.
+template <typename T> class Array {
+ public:
+  void resize(int64_t count, T fill = T()) {
+    held_.assign(static_cast<size_t>(count + 64 / sizeof(T)), fill);
+    const auto place = reinterpret_cast<uintptr_t>(held_.data());
+    data_ = reinterpret_cast<T*>((place + 63) / 64 * 64);
+  }
+  T* get() { return data_; }
+  const T* get() const { return data_; }
+  T& operator[](int64_t i) { return data_[i]; }
+  const T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  std::vector<T> held_;
+  T* data_ = nullptr;
+};
 
 }  // namespace polar
