@@ -1,0 +1,1 @@
+"""Faster forms of `simulate.run_rounds`: same arguments, same results."""
