@@ -14,6 +14,7 @@ from polar_jax import linalg, routers
 from polar_jax.types import (
     Admission,
     AdmitInputs,
+    Choice,
     ChunkClock,
     Decisions,
     LaneInputs,
@@ -105,31 +106,36 @@ def _admit(
     )
 
 
-def step(lane: Lane, quota: Array, state: LaneState, round_: Rounds) -> tuple[LaneState, Decisions]:
-    """Serves one request.
-
-    Args:
-      lane: the lane.
-      quota: `[]` int32, exploration quota of this round's epoch.
-      state: before the request.
-      round_: one round (the fields of `Rounds` without their leading axis).
-
-    Returns:
-      `(state after it, the decision)`.
-    """
-    inputs = lane.inputs
-    route = RouteInputs(
+def route_inputs(lane: Lane, quota: Array, state: LaneState, round_: Rounds) -> RouteInputs:
+    """What the router sees of one round (the fields of `Rounds` without their leading axis)."""
+    return RouteInputs(
         context=round_.context,
         utility=round_.utility if round_.benchmark is None else round_.benchmark,
         policy_bits=round_.policy_bits,
         resident=state.resident,
-        paging_cost=inputs.paging_cost,
+        paging_cost=lane.inputs.paging_cost,
         quota=quota,
-        active=inputs.active,
-        num_features=inputs.num_features,
+        active=lane.inputs.active,
+        num_features=lane.inputs.num_features,
     )
-    scores = lane.rule.router.score(lane.params.router, state.router, route)
-    adapter, forced = lane.rule.router.select(lane.params.router, state.router, scores, route)
+
+
+def serve(
+    lane: Lane, state: LaneState, scores: Scores, choice: Choice, round_: Rounds
+) -> tuple[LaneState, Array, Decisions]:
+    """Serves one request with the chosen adapter: everything but learning from it.
+
+    Args:
+      lane: the lane.
+      state: before the request.
+      scores: what the adapter was chosen on.
+      choice: the adapter.
+      round_: one round.
+
+    Returns:
+      `(state with the statistics unchanged, [] reward, the decision)`.
+    """
+    inputs, (adapter, forced) = lane.inputs, choice
     reward = round_.utility[adapter] + round_.noise
     if lane.binary_reward:
         reward = jnp.floor(reward)
@@ -144,12 +150,33 @@ def step(lane: Lane, quota: Array, state: LaneState, round_: Rounds) -> tuple[La
         switch_ms=jnp.sum(jnp.where(unpaid, inputs.paging_ms, 0.0)),
         loads=jnp.sum(entered, dtype=jnp.int32) + jnp.sum(state.pending_loads, dtype=jnp.int32),
     )
-    return state.replace(
-        router=routers.observe(state.router, round_.context, adapter, reward, scores),
+    served = state.replace(
         controller=controller,
         resident=admission.resident,
         pending_loads=jnp.zeros_like(state.pending_loads),
-    ), decision
+    )
+    return served, reward, decision
+
+
+def step(lane: Lane, quota: Array, state: LaneState, round_: Rounds) -> tuple[LaneState, Decisions]:
+    """Serves one request.
+
+    Args:
+      lane: the lane.
+      quota: `[]` int32, exploration quota of this round's epoch.
+      state: before the request.
+      round_: one round (the fields of `Rounds` without their leading axis).
+
+    Returns:
+      `(state after it, the decision)`.
+    """
+    router, params = lane.rule.router, lane.params.router
+    route = route_inputs(lane, quota, state, round_)
+    scores = router.score(params, state.router, route)
+    choice = router.select(params, state.router, scores, route)
+    served, reward, decision = serve(lane, state, scores, choice, round_)
+    learnt = routers.observe(state.router, round_.context, choice.adapter, reward, scores)
+    return served.replace(router=learnt), decision
 
 
 def run_rounds(

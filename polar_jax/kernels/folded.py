@@ -1,11 +1,10 @@
 """Symmetric matrices folded into half the numbers, with operations that GPUs do on chip.
 
-A symmetric `[d, d]` matrix `A` (`d` even, `h = d / 2`) is kept as `body` `[h, d]` and `corner`
-`[h]`: row `k` of the body holds row `k` of the upper triangle from column `k` on, and in the
-`k` places left of it row `d - 1 - k` backwards, whose diagonal entry is `corner[k]`. Both
-sizes are powers of two where `d` is, no number is kept twice, and an outer product `v v^T`
-folds into outer products of `v`, of `v` backwards, and of their first halves, without any
-gather. Leading axes `N` are matrices side by side.
+A symmetric `[d, d]` matrix (`d` even, `h = d / 2`) is four blocks: `A`, `B` and its transpose,
+and `C`. `cross` holds `B`; `mixed` holds the upper triangle of `A` and, below the diagonal,
+the lower one of `C`, whose diagonal is `diagonal`. No number is kept twice, every size is a
+power of two where `d` is, and with vectors kept as two halves a product and an outer product
+need no gather. Blocks are kept flat, `h * h`; `N` matrices lie side by side.
 """
 
 import functools
@@ -19,127 +18,114 @@ from jax import Array
 class Folded(NamedTuple):
     """Symmetric matrices at half their size."""
 
-    body: Array  # [..., h, d]
-    corner: Array  # [..., h]
+    mixed: Array  # [N, h * h], or [h * h] for one matrix
+    cross: Array  # [N, h * h]
+    diagonal: Array  # [N, h]
 
 
-class Vector(NamedTuple):
-    """A vector in the four orders that folded matrices are multiplied in."""
+class Halves(NamedTuple):
+    """A vector, or `N` of them, as two halves."""
 
-    whole: Array  # [d]
-    reverse: Array  # [d], backwards
-    head: Array  # [h], first half
-    tail: Array  # [h], first half of `reverse`
+    first: Array  # [..., h]
+    second: Array  # [..., h]
 
 
 @functools.cache
 def _places(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows and columns of the body, rows of the corner, and where `[d * d]` entries are kept."""
-    k, j = np.arange(size // 2)[:, None], np.arange(size)[None, :]
-    rows, columns = np.where(j >= k, k, size - 1 - k), np.where(j >= k, j, size - 1 - j)
-    corner = size - 1 - np.arange(size // 2)
+    """Rows and columns of `mixed`, those of `cross`, and where `[d * d]` entries are kept."""
+    half = size // 2
+    k, c = (axis.reshape(-1) for axis in np.indices((half, half)))
+    rows, columns = (np.where(c >= k, axis, axis + half) for axis in (k, c))
+    after = half + np.arange(half)
     position = np.zeros((size, size), np.int32)
-    position[rows, columns] = position[columns, rows] = k * size + j
-    position[corner, corner] = rows.size + np.arange(corner.size)
-    return rows, columns, corner, position.reshape(-1)
+    position[rows, columns] = position[columns, rows] = np.arange(k.size)
+    position[k, c + half] = position[c + half, k] = k.size + np.arange(k.size)
+    position[after, after] = 2 * k.size + np.arange(half)
+    return np.stack([rows, columns]), np.stack([k, c + half]), after, position.reshape(-1)
 
 
 def fold(matrices: Array) -> Folded:
     """Folds `[N, d, d]` symmetric matrices, `d` even; a gather, for use outside of kernels."""
-    rows, columns, corner, _ = _places(matrices.shape[-1])
-    return Folded(matrices[:, rows, columns], matrices[:, corner, corner])
+    mixed, cross, after, _ = _places(matrices.shape[-1])
+    return Folded(
+        matrices[:, mixed[0], mixed[1]],
+        matrices[:, cross[0], cross[1]],
+        matrices[:, after, after],
+    )
 
 
 def unfold(folded: Folded) -> Array:
     """`[N, d, d]` matrices from their folded form; exactly symmetric."""
-    num, half, size = folded.body.shape
-    flat = jnp.concatenate([folded.body.reshape(num, half * size), folded.corner], axis=1)
-    return flat[:, _places(size)[3]].reshape(num, size, size)
+    num, half = folded.diagonal.shape
+    position = _places(2 * half)[3]
+    return jnp.concatenate(folded, axis=1)[:, position].reshape(num, 2 * half, 2 * half)
 
 
-def _indices(size: int) -> tuple[Array, Array]:
-    shape = size // 2, size
-    k = jnp.arange(shape[0], dtype=jnp.int32)[:, None]
-    j = jnp.arange(shape[1], dtype=jnp.int32)[None, :]
-    return jnp.broadcast_to(k, shape), jnp.broadcast_to(j, shape)
+def halves(vectors: Array) -> Halves:
+    """Splits `[..., d]` vectors, `d` even; a slice, for use outside of kernels."""
+    half = vectors.shape[-1] // 2
+    return Halves(vectors[..., :half], vectors[..., half:])
 
 
-def outer(v: Vector) -> Folded:
+def _column_less_row(half: int) -> Array:
+    """`[h, h]` columns less rows: 0 on the diagonal, negative below it."""
+    index = jnp.arange(half, dtype=jnp.int32)
+    shape = half, half
+    return jnp.broadcast_to(index[None, :], shape) - jnp.broadcast_to(index[:, None], shape)
+
+
+def outer(v: Halves) -> Folded:
     """`v v^T` folded."""
-    k, j = _indices(v.whole.shape[0])
-    upper = v.head[:, None] * v.whole[None, :]
-    lower = v.tail[:, None] * v.reverse[None, :]
-    return Folded(jnp.where(j >= k, upper, lower), v.tail * v.tail)
+    half = v.first.shape[0]
+    upper = v.first[:, None] * v.first[None, :]
+    lower = v.second[:, None] * v.second[None, :]
+    mixed = jnp.where(_column_less_row(half) >= 0, upper, lower)
+    cross = v.first[:, None] * v.second[None, :]
+    flat = half * half
+    return Folded(mixed.reshape(flat), cross.reshape(flat), v.second * v.second)
 
 
-def quadratic(folded: Folded, v: Vector) -> Array:
-    """`[N]` values `v^T A v` of `N` matrices: one multiply-add per number kept."""
-    k, j = _indices(v.whole.shape[0])
-    body, corner = outer(v)
-    weight = jnp.where(j == k, body, 2.0 * body)
-    rows = jnp.sum(folded.body * weight[None, :, :], axis=2)
-    return jnp.sum(rows + folded.corner * corner[None, :], axis=1)
+def inner(vectors: Halves, v: Halves) -> Array:
+    """`[N]` products of `N` vectors with one."""
+    return jnp.sum(vectors.first * v.first[None, :] + vectors.second * v.second[None, :], axis=1)
+
+
+def quadratic(folded: Folded, v: Halves) -> Array:
+    """`[N]` values `v^T M v` of `N` matrices: one multiply-add per number kept."""
+    half = v.first.shape[0]
+    mixed, cross, diagonal = outer(v)
+    # Entries beside the diagonal stand for two.
+    beside = (_column_less_row(half) != 0).reshape(half * half)
+    weight = jnp.where(beside, 2.0 * mixed, mixed)
+    products = folded.mixed * weight[None, :] + folded.cross * (2.0 * cross)[None, :]
+    return jnp.sum(products, axis=1) + jnp.sum(folded.diagonal * diagonal[None, :], axis=1)
 
 
 def selected(folded: Folded, here: Array) -> Folded:
     """The one matrix of `N` where `here` `[N]` is set."""
-    mask = here.astype(folded.body.dtype)
-    body = jnp.sum(folded.body * mask[:, None, None], axis=0)
-    return Folded(body, jnp.sum(folded.corner * mask[:, None], axis=0))
+    mask = here.astype(folded.diagonal.dtype)[:, None]
+    return Folded(*(jnp.sum(part * mask, axis=0) for part in folded))
 
 
-def downdated(folded: Folded, here: Array, v: Vector) -> Folded:
-    """`A - v v^T` for the matrices where `here` `[N]` is set."""
-    body, corner = outer(v)
-    mask = here.astype(folded.body.dtype)
-    return Folded(
-        folded.body - mask[:, None, None] * body[None, :, :],
-        folded.corner - mask[:, None] * corner[None, :],
+def downdated(folded: Folded, here: Array, v: Halves) -> Folded:
+    """`M - v v^T` for the matrices where `here` `[N]` is set."""
+    mask = here.astype(folded.diagonal.dtype)[:, None]
+    parts = zip(folded, outer(v), strict=True)
+    return Folded(*(part - mask * change[None, :] for part, change in parts))
+
+
+def product(folded: Folded, v: Halves) -> Halves:
+    """`M v` of one matrix; each entry beside the diagonal serves its row and its column."""
+    half = v.first.shape[0]
+    place = _column_less_row(half)
+    mixed, cross = folded.mixed.reshape(half, half), folded.cross.reshape(half, half)
+    first_row, first_column = v.first[:, None], v.first[None, :]
+    second_row, second_column = v.second[:, None], v.second[None, :]
+    upper, lower = jnp.where(place >= 0, mixed, 0.0), jnp.where(place < 0, mixed, 0.0)
+    beyond = jnp.where(place > 0, mixed, 0.0)
+    first = jnp.sum(upper * first_column + cross * second_column, axis=1)
+    second = jnp.sum(cross * first_row + lower * second_row, axis=0)
+    return Halves(
+        first + jnp.sum(beyond * first_row, axis=0),
+        second + jnp.sum(lower * second_column, axis=1) + folded.diagonal * v.second,
     )
-
-
-def _extended(half: Array) -> Array:
-    """`[d]` vector with `half` `[h]` in front of zeros."""
-    k, j = _indices(2 * half.shape[0])
-    return jnp.sum(jnp.where(j == k, half[:, None], 0.0), axis=0)
-
-
-def _head(whole: Array) -> Array:
-    """`[h]` first half of a `[d]` vector."""
-    k, j = _indices(whole.shape[0])
-    return jnp.sum(jnp.where(j == k, whole[None, :], 0.0), axis=1)
-
-
-def _reversed(whole: Array) -> Array:
-    size = whole.shape[0]
-    i = jnp.arange(size, dtype=jnp.int32)
-    mirrored = i[:, None] + i[None, :] == size - 1
-    return jnp.sum(jnp.where(mirrored, whole[:, None], 0.0), axis=0)
-
-
-def scaled(v: Vector, factor: Array) -> Vector:
-    """`factor v`."""
-    return Vector(v.whole * factor, v.reverse * factor, v.head * factor, v.tail * factor)
-
-
-def product(folded: Folded, v: Vector) -> Vector:
-    """`A v` of one matrix, by sums over masked products."""
-    k, j = _indices(v.whole.shape[0])
-    body = folded.body
-    upper = jnp.where(j >= k, body, 0.0)
-    beyond = jnp.where(j > k, body, 0.0)
-    lower = jnp.where(j < k, body, 0.0)
-    # Each entry beside the diagonal serves its row and its column.
-    front = jnp.sum(upper * v.whole[None, :], axis=1)
-    across = jnp.sum(beyond * v.head[:, None], axis=0)
-    back = jnp.sum(lower * v.reverse[None, :], axis=1) + folded.corner * v.tail
-    across_back = jnp.sum(lower * v.tail[:, None], axis=0)
-    top, bottom = across + _extended(front), across_back + _extended(back)
-    whole, reverse = top + _reversed(bottom), bottom + _reversed(top)
-    return Vector(whole, reverse, _head(whole), _head(reverse))
-
-
-def vector(whole: Array) -> Vector:
-    """A `[d]` vector in its four orders."""
-    reverse = _reversed(whole)
-    return Vector(whole, reverse, _head(whole), _head(reverse))

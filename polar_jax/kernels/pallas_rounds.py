@@ -17,7 +17,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from polar_jax import routers
+from polar_jax import linalg, routers
 from polar_jax.kernels import folded, pallas_admission, pallas_step, recent
 from polar_jax.kernels.pallas_step import Carried
 from polar_jax.simulate import Lane
@@ -26,8 +26,9 @@ from polar_jax.types import Decisions, LaneState, Rounds, Rule
 # An H100 multiprocessor has 256 KiB of registers. A lane's state and the round's temporaries
 # share them, and a state that does not fit is spilled to memory every round.
 ON_CHIP_BYTES = 200 * 1024
-# Numbers of the state per thread: a thread has 255 registers, and the round needs some.
-_STATE_PER_THREAD = 64
+# A thread has 255 registers, and the round needs some: compiled for an H100, this many numbers
+# of the state per thread spill nothing, and more warps than that only add instructions.
+_STATE_PER_THREAD = 144
 _THREADS_PER_WARP, _MAX_WARPS = 32, 16
 
 
@@ -57,12 +58,12 @@ def supports(rule: Rule, *, sized: bool = False) -> bool:
     """
     if sized or rule.router.pooled or rule.router.randomised or rule.controller.randomised:
         return False
-    known = pallas_step.beta_of(rule) is not None and rule.router in [
+    known = [
         routers.linucb(exploration=exploration, beta=beta)
         for exploration in ("none", "quota", "relevant")
         for beta in routers.BETAS
     ]
-    return known and pallas_admission.masked_rule(rule.controller) is not None
+    return rule.router in known and pallas_admission.masked_rule(rule.controller) is not None
 
 
 # Arrays whose axis is experts; every other first axis is adapters, every second one experts.
@@ -120,7 +121,8 @@ def _given(
         params=_fill_tree(params, n, e),
         active=_fill(inputs.active, (n,)),
         costs=(*(_fill(cost, (n,)) for cost in costs), size),
-        context=_fill(rounds.context, (num_rounds, d)),
+        context=folded.halves(_fill(rounds.context, (num_rounds, d))),
+        square=jnp.einsum("td,td->t", rounds.context, rounds.context, precision=linalg.HIGHEST),
         utility=_fill(rounds.utility, (num_rounds, n)),
         noise=rounds.noise,
     )
@@ -130,7 +132,7 @@ def _carried(state: LaneState, sizes: tuple[int, int, int]) -> Carried:
     router, (n, d, e) = state.router, sizes
     return Carried(
         inverse=folded.fold(_fill(router.precision_inv, (n, d, d))),
-        theta_hat=_fill(router.theta_hat, (n, d)),
+        theta_hat=folded.halves(_fill(router.theta_hat, (n, d))),
         pulls=_fill(router.pulls, (n,)),
         resident=_fill(state.resident, (n,)),
         pending=_fill(state.pending_loads, (n,)),
@@ -187,7 +189,7 @@ def run_rounds(
     given, carried = _given(lane, limits, rounds, params, sizes), _carried(state, sizes)
     original = Carried(
         inverse=carried.inverse,
-        theta_hat=state.router.theta_hat,
+        theta_hat=carried.theta_hat,
         pulls=state.router.pulls,
         resident=state.resident,
         pending=state.pending_loads,
@@ -228,7 +230,8 @@ def _finished(
     size = state.router.theta_hat.shape[1]
     num_adapters = state.resident.shape[0]
     inverse = folded.unfold(end.inverse)[:num_adapters, :size, :size]
-    final = jax.tree.map(_restore, end._replace(inverse=None), original._replace(inverse=None))
+    theta_hat = jnp.concatenate(end.theta_hat, axis=1)[:num_adapters, :size]
+    final = jax.tree.map(_restore, end, original)
     ids = jnp.arange(num_adapters, dtype=jnp.int32)[None, :]
     chosen = (decisions.adapter[:, None] == ids) & served[:, None]
     reward = jnp.sum(jnp.where(chosen, rounds.utility, 0.0), axis=1) + rounds.noise
@@ -237,7 +240,7 @@ def _finished(
         state.router, rounds.context, reward, chosen.astype(inverse.dtype)
     )
     return state.replace(
-        router=router.replace(precision_inv=inverse, theta_hat=final.theta_hat, pulls=final.pulls),
+        router=router.replace(precision_inv=inverse, theta_hat=theta_hat, pulls=final.pulls),
         controller=final.memory,
         resident=final.resident,
         pending_loads=final.pending,

@@ -14,7 +14,7 @@ from polar_jax import routers
 from polar_jax.kernels import folded, pallas_admission
 from polar_jax.kernels.pallas_admission import entry
 from polar_jax.simulate import Lane
-from polar_jax.types import Decisions, RouteInputs, RouterState, Rule, Scores
+from polar_jax.types import Decisions, RouteInputs, Router, RouterState, Scores
 
 
 class Given(NamedTuple):
@@ -24,7 +24,8 @@ class Given(NamedTuple):
     params: Any  # (routers.RouterParams, constants of the controller)
     active: Any  # [N]
     costs: Any  # ([N] paging_cost, [N] switch_cost, [N] paging_ms, [N] size)
-    context: Any  # [n, d]
+    context: Any  # folded.Halves, [n, h] each
+    square: Any  # [n], x^T x
     utility: Any  # [n, N]
     noise: Any  # [n]
 
@@ -32,8 +33,8 @@ class Given(NamedTuple):
 class Carried(NamedTuple):
     """A lane's state on chip."""
 
-    inverse: Any  # Folded, [N, h, d] and [N, h]
-    theta_hat: Any  # [N, d]
+    inverse: Any  # folded.Folded of N matrices
+    theta_hat: Any  # folded.Halves, [N, h] each
     pulls: Any  # [N] int32
     resident: Any  # [N] bool
     pending: Any  # [N] bool
@@ -52,14 +53,6 @@ class Constants(NamedTuple):
     switch_cost: Array
     paging_ms: Array
     size: Array
-
-
-def beta_of(rule: Rule) -> Any:
-    """The schedule of a LinUCB router, None for others."""
-    for name, beta_of in routers.BETAS.items():
-        if routers.linucb(beta=name).score == rule.router.score:
-            return beta_of
-    return None
 
 
 def _read(ref: Any, like: Any) -> Array:
@@ -83,18 +76,33 @@ class _Learnt(NamedTuple):
     theta_hat: Array
 
 
-def _score(
-    rule: Rule, fixed: Constants, now: Carried, x: folded.Vector
-) -> tuple[Scores, RouterState, RouteInputs]:
-    """`routers.Router.score` from folded inverses; what it scored from, and for."""
-    width = folded.quadratic(now.inverse, x)
+class _Request(NamedTuple):
+    """One round as a kernel reads it."""
+
+    context: folded.Halves
+    square: Array  # [], x^T x
+    utility: Array  # [N]
+    noise: Array  # []
+
+
+class _Scored(NamedTuple):
+    """`routers.Router.score` from folded inverses, and what it scored from and for."""
+
+    scores: Scores
+    squared: Array  # [N], x^T V_i^-1 x as the inverses have it
+    learnt: RouterState
+    route: RouteInputs
+
+
+def _score(router: Router, fixed: Constants, now: Carried, request: _Request) -> _Scored:
+    squared = folded.quadratic(now.inverse, request.context)
     # Untouched adapters share one number, as in `linalg.widths`.
-    untouched = jnp.sum(x.whole * x.whole) / fixed.router.ridge
-    width = jnp.sqrt(jnp.maximum(jnp.where(now.pulls == 0, untouched, width), 0.0))
-    mean = jnp.sum(now.theta_hat * x.whole[None, :], axis=1)
-    mean = jnp.where(fixed.active, mean, -jnp.inf)
+    shared = jnp.where(now.pulls == 0, request.square / fixed.router.ridge, squared)
+    width = jnp.sqrt(jnp.maximum(shared, 0.0))
+    mean = jnp.where(fixed.active, folded.inner(now.theta_hat, request.context), -jnp.inf)
+    # Of the request itself these choices and schedules read nothing.
     route = RouteInputs(
-        context=x.whole,
+        context=mean,
         utility=mean,
         policy_bits=fixed.quota,
         resident=now.resident,
@@ -103,24 +111,26 @@ def _score(
         active=fixed.active,
         num_features=fixed.num_features,
     )
-    learnt = cast(RouterState, _Learnt(now.pulls, now.theta_hat))
-    beta = beta_of(rule)(fixed.router, learnt, route)
-    # No choice and no admission reads the directions.
-    scores = Scores(mean, width, beta, index=mean + beta * width, direction=now.theta_hat)
-    return scores, learnt, route
+    learnt = cast(RouterState, _Learnt(now.pulls, width))
+    beta_of = routers.beta_of(router)
+    if beta_of is None:
+        raise ValueError("the router must be one that `supports` accepts.")
+    beta = beta_of(fixed.router, learnt, route)
+    scores = Scores(mean, width, beta, index=mean + beta * width, direction=width)
+    return _Scored(scores, squared, learnt, route)
 
 
-def _learn(now: Carried, x: folded.Vector, here: Array, reward: Array) -> Carried:
+def _learn(now: Carried, scored: _Scored, x: folded.Halves, here: Array, reward: Array) -> Carried:
     """`linalg.rank_one_update` of what stays on chip."""
     direction = folded.product(folded.selected(now.inverse, here), x)
-    theta = entry(here[:, None], now.theta_hat)
-    growth = 1.0 + jnp.sum(direction.whole * x.whole)
-    surprise = reward - jnp.sum(theta * x.whole)
-    scaled = folded.scaled(direction, jax.lax.rsqrt(growth))
-    step = (surprise / growth) * direction.whole
+    growth = 1.0 + entry(here, scored.squared)
+    surprise = (reward - entry(here, scored.scores.mean)) / growth
+    root = jax.lax.rsqrt(growth)
+    mask = here.astype(surprise.dtype)[:, None]
+    theta = zip(now.theta_hat, direction, strict=True)
     return now._replace(
-        inverse=folded.downdated(now.inverse, here, scaled),
-        theta_hat=now.theta_hat + jnp.where(here[:, None], step[None, :], 0.0),
+        inverse=folded.downdated(now.inverse, here, folded.Halves(*(root * v for v in direction))),
+        theta_hat=folded.Halves(*(old + mask * (surprise * v)[None, :] for old, v in theta)),
         pulls=now.pulls + here.astype(jnp.int32),
     )
 
@@ -129,15 +139,16 @@ def _serve(
     lane: Lane,
     fixed: Constants,
     now: Carried,
-    request: tuple[folded.Vector, Array, Array],
+    request: _Request,
     admit: pallas_admission.AdmitFn,
 ) -> tuple[Carried, Decisions]:
     """`simulate.step` on chip."""
-    x, utility, noise = request
-    scores, learnt, route = _score(lane.rule, fixed, now, x)
-    adapter, forced = lane.rule.router.select(fixed.router, learnt, scores, route)
-    here = pallas_admission.one_hot(adapter, utility.shape[0])
-    reward = entry(here, utility) + noise
+    scored = _score(lane.rule.router, fixed, now, request)
+    scores = scored.scores
+    select = lane.rule.router.select
+    adapter, forced = select(fixed.router, scored.learnt, scores, scored.route)
+    here = pallas_admission.one_hot(adapter, request.utility.shape[0])
+    reward = entry(here, request.utility) + request.noise
     reward = jnp.floor(reward) if lane.binary_reward else reward
     memory, resident, bought = admit(
         fixed.controller,
@@ -161,7 +172,7 @@ def _serve(
         switch_ms=entry(unpaid, fixed.paging_ms),
         loads=jnp.sum(loads + now.pending.astype(jnp.int32), dtype=jnp.int32),
     )
-    learned = _learn(now, x, here, reward)
+    learned = _learn(now, scored, request.context, here, reward)
     nothing = jnp.zeros_like(resident)
     return learned._replace(resident=resident, pending=nothing, memory=memory), decision
 
@@ -184,7 +195,8 @@ def kernel(lane: Lane, like: tuple[Any, Any, Carried], *refs: Any) -> None:
         raise ValueError("the rule must be one that `supports` accepts.")
 
     def body(t: Array, now: Carried) -> Carried:
-        request = folded.vector(given.context[t, :]), given.utility[t, :], given.noise[t]
+        context = folded.Halves(*(half[t, :] for half in given.context))
+        request = _Request(context, given.square[t], given.utility[t, :], given.noise[t])
         now, decision = _serve(lane, fixed, now, request, admit)
         for ref, value in zip(done, decision, strict=True):
             value = value.astype(ref.dtype)
