@@ -1,6 +1,7 @@
 """Rounds served in blocks against the engine and the float64 reference."""
 
 import functools
+from typing import Any
 
 import kernel_cases
 import kernel_lanes
@@ -34,7 +35,7 @@ class TestBlockedLanes(kernel_lanes.ReferenceContract):
 
 
 def test_rules_with_a_pooled_prior_are_refused():
-    sizes = {"num_adapters": 7, "cache_slots": 3, "context_dim": 5, "horizon": 100}
+    sizes: dict[str, Any] = dict(num_adapters=7, cache_slots=3, context_dim=5, horizon=100)
     for name in policies.NAMES:
         assert blocked_rounds.supports(policies.policy(name, **sizes).rule)
     rule = policies.policy("lru", **sizes).rule

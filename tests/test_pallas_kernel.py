@@ -79,7 +79,7 @@ def test_every_rule_lowers_for_a_gpu(name, sizes):
 
 
 def test_the_kernel_is_offered_where_it_fits_and_serves():
-    sizes = {"num_adapters": 7, "cache_slots": 3, "context_dim": 5, "horizon": 100}
+    sizes: dict[str, Any] = dict(num_adapters=7, cache_slots=3, context_dim=5, horizon=100)
     rules = {name: policies.policy(name, **sizes).rule for name in policies.NAMES}
     served = {name for name, rule in rules.items() if pallas_rounds.supports(rule)}
     others = {"polar", "static", "no_cache", "full_cache", "cost_blind", "no_forced"}
