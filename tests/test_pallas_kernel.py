@@ -73,9 +73,9 @@ def lowered(name: str, adapters: int, dim: int) -> str:
 def test_every_rule_lowers_for_a_gpu(name, sizes):
     program = lowered(name, *sizes)
     assert "triton" in program
-    # One kernel serves all lanes and rounds: no loop is left for the host to drive.
+    # One kernel serves all lanes and rounds; the host's one loop adds up the sums afterwards.
     assert program.count("custom_call @__gpu$xla.gpu.triton") == 1
-    assert "stablehlo.while" not in program
+    assert program.count("stablehlo.while") == 1
 
 
 def test_the_kernel_is_offered_where_it_fits_and_serves():

@@ -34,9 +34,9 @@ class Halves(NamedTuple):
 def _places(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rows and columns of `mixed`, those of `cross`, and where `[d * d]` entries are kept."""
     half = size // 2
-    k, c = (axis.reshape(-1) for axis in np.indices((half, half)))
+    k, c = np.indices((half, half), dtype=np.int32).reshape(2, -1)
     rows, columns = (np.where(c >= k, axis, axis + half) for axis in (k, c))
-    after = half + np.arange(half)
+    after = half + np.arange(half, dtype=np.int32)
     position = np.zeros((size, size), np.int32)
     position[rows, columns] = position[columns, rows] = np.arange(k.size)
     position[k, c + half] = position[c + half, k] = k.size + np.arange(k.size)

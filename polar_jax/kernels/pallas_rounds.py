@@ -233,12 +233,10 @@ def _finished(
     theta_hat = jnp.concatenate(end.theta_hat, axis=1)[:num_adapters, :size]
     final = jax.tree.map(_restore, end, original)
     ids = jnp.arange(num_adapters, dtype=jnp.int32)[None, :]
-    chosen = (decisions.adapter[:, None] == ids) & served[:, None]
+    chosen = decisions.adapter[:, None] == ids
     reward = jnp.sum(jnp.where(chosen, rounds.utility, 0.0), axis=1) + rounds.noise
     reward = jnp.floor(reward) if lane.binary_reward else reward
-    router = recent.add_observations(
-        state.router, rounds.context, reward, chosen.astype(inverse.dtype)
-    )
+    router = recent.add_rounds(state.router, rounds.context, reward, decisions.adapter, *span)
     return state.replace(
         router=router.replace(precision_inv=inverse, theta_hat=theta_hat, pulls=final.pulls),
         controller=final.memory,
