@@ -403,7 +403,7 @@ def advance(
     """One chunk of one lane: decisions, then their figures summed over curve intervals."""
     lane = simulate.Lane(policy.rule, data.params, inputs, data.quotas, subsets, env.binary_reward)
     state, decisions = simulate.run_chunk(
-        lane, state, rounds, clock, serve=kernels.run_rounds(kernel)
+        lane, state, rounds, clock, kernel=kernels.run_rounds(kernel)
     )
     parts, backlog = metrics.round_parts(rounds, decisions, inputs, oracle_set, state.backlog_ms)
     state = state.replace(backlog_ms=backlog)

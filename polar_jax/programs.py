@@ -244,7 +244,7 @@ class Family:
         ]
         for policy, data, clock in zip(exp.policies, inputs.data, clocks, strict=True):
             sized = exp.problem.differing is not None
-            kernel = kernels.taken(self.kernel, policy.rule, sized=sized)
+            kernel = kernels.taken(self.kernel, policy.rule, shape, sized=sized)
             rule = (policy.rule, env.binary_reward, shape, mesh)
             start = over(lane_calls.start, policy, shape, lanes=3, shared=0)
             start_args = (fixed.inputs, chosen, data)

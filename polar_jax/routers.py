@@ -79,6 +79,12 @@ def _ucb_score(beta_of: Callable[..., Array]) -> Callable[..., Scores]:
 _SCORES = {name: _ucb_score(beta_of) for name, beta_of in BETAS.items()}
 
 
+def beta_of(router: Router) -> Callable[..., Array] | None:
+    """The schedule of a router that scores as LinUCB does, None for others."""
+    found = [BETAS[name] for name, score in _SCORES.items() if score == router.score]
+    return found[0] if found else None
+
+
 def net_of_paging(params: RouterParams, index: Array, inputs: RouteInputs) -> Array:
     """`[N]` index less the paging cost of every adapter that is not resident."""
     return index - jnp.where(inputs.resident, 0.0, params.cost_weight * inputs.paging_cost)

@@ -15,6 +15,7 @@ from polar_jax import linalg, routers
 from polar_jax.types import (
     Admission,
     AdmitInputs,
+    Choice,
     ChunkClock,
     Decisions,
     LaneInputs,
@@ -106,31 +107,36 @@ def _admit(
     )
 
 
-def step(lane: Lane, quota: Array, state: LaneState, round_: Rounds) -> tuple[LaneState, Decisions]:
-    """Serves one request.
-
-    Args:
-      lane: the lane.
-      quota: `[]` int32, exploration quota of this round's epoch.
-      state: before the request.
-      round_: one round (the fields of `Rounds` without their leading axis).
-
-    Returns:
-      `(state after it, the decision)`.
-    """
-    inputs = lane.inputs
-    route = RouteInputs(
+def route_inputs(lane: Lane, quota: Array, state: LaneState, round_: Rounds) -> RouteInputs:
+    """What the router sees of one round (the fields of `Rounds` without their leading axis)."""
+    return RouteInputs(
         context=round_.context,
         utility=round_.utility if round_.benchmark is None else round_.benchmark,
         policy_bits=round_.policy_bits,
         resident=state.resident,
-        paging_cost=inputs.paging_cost,
+        paging_cost=lane.inputs.paging_cost,
         quota=quota,
-        active=inputs.active,
-        num_features=inputs.num_features,
+        active=lane.inputs.active,
+        num_features=lane.inputs.num_features,
     )
-    scores = lane.rule.router.score(lane.params.router, state.router, route)
-    adapter, forced = lane.rule.router.select(lane.params.router, state.router, scores, route)
+
+
+def serve(
+    lane: Lane, state: LaneState, scores: Scores, choice: Choice, round_: Rounds
+) -> tuple[LaneState, Array, Decisions]:
+    """Serves one request with the chosen adapter: everything but learning from it.
+
+    Args:
+      lane: the lane.
+      state: before the request.
+      scores: what the adapter was chosen on.
+      choice: the adapter.
+      round_: one round.
+
+    Returns:
+      `(state with the statistics unchanged, [] reward, the decision)`.
+    """
+    inputs, (adapter, forced) = lane.inputs, choice
     reward = round_.utility[adapter] + round_.noise
     if lane.binary_reward:
         reward = jnp.floor(reward)
@@ -145,12 +151,33 @@ def step(lane: Lane, quota: Array, state: LaneState, round_: Rounds) -> tuple[La
         switch_ms=jnp.sum(jnp.where(unpaid, inputs.paging_ms, 0.0)),
         loads=jnp.sum(entered, dtype=jnp.int32) + jnp.sum(state.pending_loads, dtype=jnp.int32),
     )
-    return state.replace(
-        router=routers.observe(state.router, round_.context, adapter, reward, scores),
+    served = state.replace(
         controller=controller,
         resident=admission.resident,
         pending_loads=jnp.zeros_like(state.pending_loads),
-    ), decision
+    )
+    return served, reward, decision
+
+
+def step(lane: Lane, quota: Array, state: LaneState, round_: Rounds) -> tuple[LaneState, Decisions]:
+    """Serves one request.
+
+    Args:
+      lane: the lane.
+      quota: `[]` int32, exploration quota of this round's epoch.
+      state: before the request.
+      round_: one round (the fields of `Rounds` without their leading axis).
+
+    Returns:
+      `(state after it, the decision)`.
+    """
+    router, params = lane.rule.router, lane.params.router
+    route = route_inputs(lane, quota, state, round_)
+    scores = router.score(params, state.router, route)
+    choice = router.select(params, state.router, scores, route)
+    served, reward, decision = serve(lane, state, scores, choice, round_)
+    learnt = routers.observe(state.router, round_.context, choice.adapter, reward, scores)
+    return served.replace(router=learnt), decision
 
 
 def run_rounds(
@@ -284,7 +311,7 @@ def run_chunk(
     rounds: Rounds,
     clock: ChunkClock,
     *,
-    serve: Callable[..., tuple[LaneState, Decisions]] = run_rounds,
+    kernel: Callable[..., tuple[LaneState, Decisions]] = run_rounds,
 ) -> tuple[LaneState, Decisions]:
     """Serves a chunk of `n` rounds and acts at the epoch boundaries within it.
 
@@ -296,7 +323,7 @@ def run_chunk(
       state: before the chunk.
       rounds: `n` rounds; those past the horizon are not served.
       clock: boundaries of the chunk.
-      serve: the fast timescale: `run_rounds`, or a kernel that does the same faster.
+      kernel: the fast timescale: `run_rounds`, or a kernel that does the same faster.
 
     Returns:
       `(state, decisions of the n rounds)`.
@@ -324,7 +351,7 @@ def run_chunk(
         state, decisions, start = carry
         stop = clock.stop[segment]
         quota = lane.quotas[clock.epoch[segment]]
-        state, decisions = serve(lane, quota, state, rounds, decisions, start, stop)
+        state, decisions = kernel(lane, quota, state, rounds, decisions, start, stop)
         acts = [lambda state, _: state, refreshed, replanned if sampled else refreshed]
         state = jax.lax.switch(clock.action[segment], acts, state, segment)
         return state, decisions, stop

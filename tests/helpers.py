@@ -18,7 +18,7 @@ from polar_jax import (
     problems,
     routers,
 )
-from polar_jax.types import AdmitInputs, Controller, Scores
+from polar_jax.types import AdmitInputs, Controller, Rounds, Scores
 
 
 def make_experiment(
@@ -122,16 +122,22 @@ def reference_rounds(
     """The requests of one lane as the reference reads them."""
     assert result.rounds is not None
     one = jax.tree.map(lambda x: np.asarray(x)[lane], result.rounds)
+    return rounds_of(one, binary=experiment.environment.binary_reward)
+
+
+def rounds_of(one: Rounds, *, binary: bool) -> ReferenceRounds:
+    """One lane's rounds as the reference reads them."""
+    bits, num_adapters = np.asarray(one.policy_bits), one.utility.shape[1]
     return ReferenceRounds(
-        context=one.context,
-        utility=one.utility,
-        noise=one.noise,
-        binary_reward=experiment.environment.binary_reward,
-        policy_bits=one.policy_bits,
-        thompson_normal=thompson_normals(one.policy_bits, experiment.problem.num_adapters),
-        reservoir_slot=one.reservoir_slot,
-        expert_uniform=expert_uniforms(one.policy_bits),
-        slot_gumbel=slot_gumbels(one.policy_bits, experiment.problem.num_adapters),
+        context=np.asarray(one.context),
+        utility=np.asarray(one.utility),
+        noise=np.asarray(one.noise),
+        binary_reward=binary,
+        policy_bits=bits,
+        thompson_normal=thompson_normals(bits, num_adapters),
+        reservoir_slot=np.asarray(one.reservoir_slot),
+        expert_uniform=expert_uniforms(bits),
+        slot_gumbel=slot_gumbels(bits, num_adapters),
     )
 
 

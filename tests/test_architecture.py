@@ -43,10 +43,8 @@ def named(path: pathlib.Path) -> str:
 
 def layer_of(path: pathlib.Path) -> int:
     """The layer of a module's file."""
-    if path.parent == PACKAGE / "kernels":
-        return LAYER["kernels"]
     inside = path.parent == PACKAGE
-    return LAYER.get(path.stem, COMMAND_LAYER) if inside else COMMAND_LAYER
+    return LAYER.get(path.stem if inside else path.parent.name, COMMAND_LAYER)
 
 
 def parsed(path: pathlib.Path) -> ast.Module:
@@ -112,8 +110,9 @@ def test_modules_import_from_their_own_layer_and_those_below(path):
 
 
 def test_every_named_layer_is_a_module_and_imports_go_round_nowhere():
-    stems = {path.stem for path in MODULES if path.parent == PACKAGE} | {"kernels"}
-    assert set(LAYER) - {"__main__"} <= stems
+    stems = {path.stem for path in MODULES if path.parent == PACKAGE}
+    packages = {path.parent.name for path in MODULES if path.parent != PACKAGE}
+    assert set(LAYER) - {"__main__"} <= stems | packages
     below = {
         path.stem: set(imported_modules(parsed(path)))
         for path in MODULES

@@ -174,4 +174,4 @@ def test_what_it_does_not_know_takes_the_xla_path():
     assert set(KNOWN) <= known
     assert known.isdisjoint({"lin_ts", "epsilon_greedy", "random", "oracle", "arc", "lecar"})
     assert not native_rounds.supports(rules["lru"], sized=True)
-    assert kernels.taken("native", rules["arc"], sized=False) == "xla"
+    assert kernels.taken("native", rules["arc"], (7, 5), sized=False) == "xla"

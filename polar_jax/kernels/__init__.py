@@ -2,6 +2,12 @@
 
 All give the same decisions as `simulate` up to near-ties of float32: sums are added in another
 order. What a kernel does not have takes the XLA path, policy by policy.
+
+* "xla": `simulate.run_rounds` itself, on every device.
+* "native": C++ for processors, one lane after the other, its statistics in cache.
+* "pallas": for GPUs, one program per lane for a whole segment, its statistics on chip; shapes that
+  do not fit there are scored ahead in blocks of rounds. It has not run on a GPU yet, so that
+  nothing takes it unasked. On processors it is interpreted: for tests.
 """
 
 import os
@@ -9,10 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 from polar_jax import checks, simulate
-from polar_jax.kernels import native_build, native_rounds
+from polar_jax.kernels import blocked_rounds, native_build, native_rounds, pallas_rounds
 from polar_jax.types import Rule
 
-NAMES = ("xla", "native")
+NAMES = ("xla", "native", "pallas")
 VARIABLE = "POLAR_JAX_KERNEL"
 
 
@@ -39,7 +45,7 @@ def chosen(platform: str) -> str:
     if not name:
         return available(platform)[-1]
     checks.one_of(VARIABLE, name, NAMES)
-    if name == "xla":
+    if name != "native":
         return name
     if platform != "cpu":
         raise ValueError(
@@ -51,21 +57,36 @@ def chosen(platform: str) -> str:
     return name
 
 
-def taken(name: str, rule: Rule, *, sized: bool) -> str:
-    """The kernel that serves one policy: `name`, or "xla" where that does not have its rule.
+def taken(name: str, rule: Rule, shape: tuple[int, int], *, sized: bool) -> str:
+    """What serves one policy: `name`, "blocked" where its state does not fit on chip, or "xla".
 
     Args:
       name: of `NAMES`.
       rule: the policy's.
+      shape: `(N, d)` that the program is compiled for.
       sized: whether adapters differ in size.
     """
-    return name if name == "native" and native_rounds.supports(rule, sized=sized) else "xla"
+    if name == "native":
+        return name if native_rounds.supports(rule, sized=sized) else "xla"
+    if name == "pallas":
+        if pallas_rounds.supports(rule, sized=sized) and pallas_rounds.fits(*shape):
+            return name
+        return "blocked" if blocked_rounds.supports(rule) else "xla"
+    return "xla"
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "xla": simulate.run_rounds,
+    "native": native_rounds.run_rounds,
+    "pallas": pallas_rounds.run_rounds,
+    "blocked": blocked_rounds.run_rounds,
+}
 
 
 def run_rounds(name: str) -> Callable[..., Any]:
     """The function of a kernel, with the arguments and results of `simulate.run_rounds`.
 
     Args:
-      name: of `NAMES`, for a rule that the kernel has (`taken`).
+      name: what `taken` gave.
     """
-    return native_rounds.run_rounds if name == "native" else simulate.run_rounds
+    return _FUNCTIONS[name]
