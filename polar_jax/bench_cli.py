@@ -37,13 +37,13 @@ def main(words: Sequence[str]) -> int:
 
 
 def _plan(options: Bench, platform: str) -> "Plan":
-    from polar_jax.bench import engine, runs
+    from polar_jax.bench import runs
 
     limit = options.memory_limit
     return runs.Plan(
         shapes=options.shape_numbers(),
         lane_counts=options.lane_numbers(),
-        policies=engine.FEW if options.small else engine.POLICIES,
+        policies=options.policy_names(),
         rounds=options.rounds,
         repeats=options.repeats,
         seconds=options.seconds,
@@ -105,7 +105,7 @@ def _scale(options: Bench) -> int:
     terminal.prepare_jax(options.devices)
     import jax
 
-    from polar_jax.bench import engine, kernels, scaling
+    from polar_jax.bench import kernels, scaling
     from polar_jax.paging_tools import files
     from polar_jax.paging_tools.view import View
 
@@ -114,7 +114,7 @@ def _scale(options: Bench) -> int:
     terminal.end_at_signals(lambda: None)
     sweep = scaling.SMALL if options.small else scaling.Sweep()
     try:
-        plan = _plan(options, platform)._replace(policies=engine.FEW)
+        plan = _plan(options, platform)
         with (
             View("measuring", quiet=options.quiet) as report,
             _machine(options, platform) as machine,

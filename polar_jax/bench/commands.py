@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -36,7 +36,10 @@ class Bench:
     Attributes:
       shapes: adapters x features, separated by commas or spaces.
       lanes: numbers of lanes, separated by commas or spaces.
-      rounds: rounds that are drawn for a kernel, a multiple of 256; longer samples repeat them.
+      policies: policies to measure, separated by commas or spaces; full_cache is LinUCB and nothing
+        else, as the baselines are, and is checked like them.
+      rounds: rounds of a call, a multiple of 256; what is drawn for a kernel, which longer samples
+        repeat.
       repeats: samples of everything, at least 1; medians of fewer than 5 tell little.
       seconds: of one sample, about.
       memory_limit: GiB for ready lanes; cases that need more are named and left out.
@@ -52,6 +55,7 @@ class Bench:
 
     shapes: tuple[str, ...] = ("15x16,64x32,256x64",)
     lanes: tuple[str, ...] = ("1,64,1024,8192",)
+    policies: tuple[str, ...] = ("full_cache,lru,polar_experts",)
     rounds: int = 1_024
     repeats: int = 5
     seconds: float = 0.5
@@ -81,12 +85,19 @@ class Bench:
             checks.finite_at_least("--memory-limit", self.memory_limit, 0.0, above=True)
         self.shape_numbers()
         self.lane_numbers()
+        self.policy_names()
 
     def sized(self) -> "Bench":
         """The options, with what `--small` puts in place of the defaults."""
         if not self.small:
             return self
-        small = {"shapes": ("15x16",), "lanes": ("64",), "seconds": 0.05, "rounds": 256}
+        small: dict[str, Any] = {
+            "shapes": ("15x16",),
+            "lanes": ("64",),
+            "seconds": 0.05,
+            "rounds": 256,
+        }
+        small["policies"] = ("full_cache,polar_experts",)
         untouched = {
             field.name: small[field.name]
             for field in dataclasses.fields(self)
@@ -114,6 +125,20 @@ class Bench:
         if not shapes:
             raise ValueError("--shapes must name one or more, such as 15x16; got none.")
         return shapes
+
+    def policy_names(self) -> list[str]:
+        """The policies, each known.
+
+        Raises:
+          ValueError: for an unknown one, one that is repeated, or none at all.
+        """
+        from polar_jax import policies
+
+        words = _split(self.policies)
+        checks.distinct("--policies", words)
+        if not words:
+            raise ValueError("--policies must name one or more, such as lru; got none.")
+        return [checks.one_of("--policies", word, policies.NAMES) for word in words]
 
     def lane_numbers(self) -> list[int]:
         """The numbers of lanes, fewest first.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from polar_jax import (
+    chunks,
     environments,
     lane_calls,
     lanes,
@@ -22,11 +23,8 @@ from polar_jax.bench.arithmetic import FLOAT, Sample, packed_numbers
 from polar_jax.bench.baselines import ALPHA, RIDGE, Stream
 from polar_jax.types import Decisions
 
-# Every adapter is resident, so that this is LinUCB and nothing else, as the baselines are;
-# the cheapest rule that admits; the one that we recommend.
+# Every adapter is resident, so that this is LinUCB and nothing else, as the baselines are.
 PLAIN = "full_cache"
-POLICIES = (PLAIN, "lru", "polar_experts")
-FEW = (PLAIN, "polar_experts")
 _ROUNDED_UP = 1.3  # memory beside what is counted: temporaries
 
 
@@ -75,6 +73,14 @@ def wave_width(shape: lanes.Shape, num_lanes: int, platform: str) -> int:
     """Lanes that run side by side on all devices that a run of so many lanes uses."""
     tile = programs.tile_width(shape, platform)
     return tile * programs.place(-(-num_lanes // tile), None).num_devices
+
+
+def chunk_rounds(shape: lanes.Shape, names: Sequence[str], most: int) -> int:
+    """Rounds of a call: as many as asked for, and no more than a run would have."""
+    exp = experiment(shape, names, num_lanes=1, horizon=most)
+    platform = jax.devices()[0].platform
+    tile = programs.tile_width(shape, platform)
+    return min(most, chunks.chunk_rounds(exp, tile, platform))
 
 
 def ready_bytes(shape: lanes.Shape, num_lanes: int, rounds: int, num_policies: int) -> int:
@@ -132,29 +138,21 @@ class Ready:
 
     def __init__(self, shape: lanes.Shape, num_lanes: int, rounds: int, names: Sequence[str]):
         self.platform = jax.devices()[0].platform
-        self.num_lanes, self.rounds, self.names = num_lanes, rounds, tuple(names)
+        self.num_lanes, self.names = num_lanes, tuple(names)
+        self.rounds = chunk_rounds(shape, names, rounds)
         self.width = wave_width(shape, num_lanes, self.platform)
         tile = programs.tile_width(shape, self.platform)
         self._place = programs.place(-(-num_lanes // tile), None)
-        self._experiment = experiment(shape, names, num_lanes=num_lanes, horizon=rounds)
+        self._experiment = experiment(shape, names, num_lanes=num_lanes, horizon=self.rounds)
         self._kernels: dict[tuple[str, int], Any] = {}
+        # All of a run's programs, which whole runs of the same policies need as well.
+        family = programs.Family(self._experiment, self._place, chunk=self.rounds, keep=False)
+        clocks = programs.chunk_clocks(self._experiment, 0, self.rounds)
+        self._calls = family.compile(self._inputs(0), clocks, lambda *_: None)
         self.waves = [self._wave(number) for number in range(-(-num_lanes // self.width))]
 
-    @functools.cached_property
-    def _calls(self) -> tuple[Any, Any, list[Any]]:
-        exp, mesh = self._experiment, self._place.mesh
-        env, shape, dtype = exp.environment, exp.compiled_shape, exp.dtype
-        needs = programs.needs_of(exp)
-        setup = functools.partial(lane_calls.setup, env, shape, dtype)
-        draw = functools.partial(lane_calls.draw, env, needs, self.rounds, dtype)
-        starts = [functools.partial(lane_calls.start, policy, shape) for policy in exp.policies]
-        return (
-            programs.over_lanes(setup, mesh, lanes=4, shared=2),
-            programs.over_lanes(draw, mesh, lanes=3, shared=2),
-            [programs.over_lanes(start, mesh, lanes=3, shared=0) for start in starts],
-        )
-
-    def _wave(self, number: int) -> _Wave:
+    def _inputs(self, number: int) -> programs.WaveInputs:
+        """What the programs of a wave are given, as `lanes.run` has it."""
         exp, place, width = self._experiment, self._place, self.width
         shape, dtype = exp.compiled_shape, exp.dtype
         stream, replayed = replay_streams.split(exp.environment_params, *shape)
@@ -166,20 +164,28 @@ class Ready:
 
         seeds = np.arange(number * width, (number + 1) * width, dtype=np.int32)
         same = jax.tree.map(spread, (np.int32(0), stream, costs, data))
-        seed, base, stream, costs, data = place.lanes((seeds, *same))
-        sizes, replayed = place.shared((lane_calls.sizes(exp.problem, shape, dtype), replayed))
-        setup, draw, starts = self._calls
-        fixed = setup(seed, base, stream, costs, sizes, replayed)
-        rounds = draw(fixed.key, fixed.instance, stream, np.int32(0), replayed)
-        none = place.lanes(np.zeros((width, shape.num_adapters), bool))
+        own = place.lanes((seeds, *same))
+        sizes = lane_calls.sizes(exp.problem, shape, dtype)
+        tables = lane_calls.subset_tables(exp.problem, shape)
+        return programs.WaveInputs(*own, *place.shared((sizes, replayed, *tables)))
+
+    def _wave(self, number: int) -> _Wave:
+        calls, place, given = self._calls, self._place, self._inputs(number)
+        shape = self._experiment.compiled_shape
+        fixed = calls.setup(
+            *(given.seed, given.base_seed, given.stream, given.costs),
+            *(given.sizes, given.replayed),
+        )
+        rounds = calls.draw(fixed.key, fixed.instance, given.stream, np.int32(0), given.replayed)
+        none = place.lanes(np.zeros((self.width, shape.num_adapters), bool))
         carry = [
             (
                 start(fixed.inputs, none, one),
-                place.lanes(_no_decisions(width, self.rounds, shape.num_adapters)),
+                place.lanes(_no_decisions(self.width, self.rounds, shape.num_adapters)),
             )
-            for start, one in zip(starts, data, strict=True)
+            for start, one in zip(calls.start, given.data, strict=True)
         ]
-        return jax.block_until_ready(_Wave(fixed.inputs, rounds, data, carry))
+        return jax.block_until_ready(_Wave(fixed.inputs, rounds, given.data, carry))
 
     def stream(self, most_lanes: int) -> Stream:
         """The first wave's rounds on the host, of as many lanes as are counted and allowed."""
@@ -216,15 +222,24 @@ class Ready:
         return np.asarray(carry[1].adapter)[: min(self.num_lanes, self.width)]
 
 
-def whole_run(shape: lanes.Shape, policy: str, num_lanes: int, horizon: int) -> Sample:
+def whole_run(
+    shape: lanes.Shape, policy: str, *, num_lanes: int, horizon: int, chunk: int
+) -> Sample:
     """Everything that a run does for each request, timed: requests, decisions, metrics.
 
     Compilation is left out, and so is what a run does once whatever its length (instances
     and static oracle); on an accelerator, whose queue hides where that ends, it counts.
+
+    Args:
+      shape: `(N, d)`.
+      policy: its name.
+      num_lanes: seeds.
+      horizon: `T`.
+      chunk: rounds of a call.
     """
     exp = experiment(shape, [policy], num_lanes=num_lanes, horizon=horizon)
     serving = _Serving()
-    results = lanes.run(exp, progress=serving)
+    results = lanes.run(exp, chunk_rounds=chunk, progress=serving)
     on_host = jax.devices()[0].platform == "cpu"
     return Sample(results.num_decisions, serving.seconds if on_host else results.run_seconds)
 

@@ -1,7 +1,12 @@
 """The loop of the numba baseline; importing it needs numba."""
 
-import numba
+import importlib
+from typing import Any
+
 import numpy as np
+
+# By name, as type checkers complain of a package that need not be there.
+numba: Any = importlib.import_module("numba")
 
 
 @numba.njit(parallel=True, fastmath=True)

@@ -18,7 +18,7 @@ from polar_jax.bench.limits import Machine
 BATCH = 64
 # A sample may take so many times the time asked for, where it cannot be shorter.
 _PATIENCE = 20.0
-_LEAST_RUN, _MOST = 1_024, 2**30  # rounds of a whole run; of anything
+_MOST_RUN, _MOST = 2**20, 2**30  # rounds of a whole run; of anything
 Report = Callable[[str, int, int], None]  # what is in work, what is done, what there is
 
 
@@ -28,7 +28,7 @@ class Plan(NamedTuple):
     shapes: Sequence[tuple[int, int]]
     lane_counts: Sequence[int]
     policies: Sequence[str]
-    rounds: int  # of a chunk that a kernel is timed on
+    rounds: int  # that are drawn for a kernel, at most
     repeats: int
     seconds: float  # of a sample, about
     memory_bytes: int
@@ -161,7 +161,8 @@ def _ready(plan: Plan, shape: tuple[int, int], count: int) -> tuple[engine.Ready
     platform = jax.devices()[0].platform
     sizes = lanes.Shape(*shape)
     filled = engine.filled_lanes(sizes, count, platform)
-    needed = engine.ready_bytes(sizes, filled, plan.rounds, len(plan.policies))
+    rounds = engine.chunk_rounds(sizes, plan.policies, plan.rounds)
+    needed = engine.ready_bytes(sizes, filled, rounds, len(plan.policies))
     if needed <= plan.memory_bytes:
         return engine.Ready(sizes, count, plan.rounds, plan.policies), ""
     reason = (
@@ -187,7 +188,7 @@ def _jobs(
         yield _kernel_job(plan, row, ready, name, policy)
     for policy in plan.policies if plan.whole_runs else ():
         row = Row("everything", policy, *shape, count, filled, all_cores=parallel)
-        yield _run_job(row, shape, policy, count)
+        yield _run_job(row, policy, ready.rounds)
 
 
 def _baseline_job(
@@ -196,16 +197,17 @@ def _baseline_job(
     own = stream if kind.batched else baselines.Stream(*(part[:1] for part in stream))
     count = len(own.context)
     row = Row("baseline", kind.name, *shape, count, count, all_cores=kind.cores and count > 1)
-    checked = min(plan.check_rounds, plan.rounds)
+    length = own.noise.shape[1]
+    checked = min(plan.check_rounds, length)
     row.tolerance = kind.tolerance
-    row.worst_gap = _checked(kind.make(own).serve(0, checked), own, row)
+    row.worst_gap = check_choices(kind.make(own).serve(0, checked), own, row)
     baseline = kind.make(own)
     position = 0
 
     def serve(rounds: int) -> Sample:
         nonlocal position
         began = time.perf_counter()
-        baseline.serve(position % plan.rounds, rounds)
+        baseline.serve(position % length, rounds)
         position += rounds
         return Sample(rounds * count, time.perf_counter() - began)
 
@@ -219,22 +221,24 @@ def _kernel_job(plan: Plan, row: Row, ready: engine.Ready, name: str, policy: st
     if not row.skipped:
         ready.compile(name, kernels.kernel(name), policy)
         if policy == engine.PLAIN:
-            checked = min(plan.check_rounds, plan.rounds)
+            checked = min(plan.check_rounds, ready.rounds)
             serve(checked)
             row.tolerance = baselines.SINGLE
             chosen = ready.chosen(policy)[:BATCH, :checked].T
-            row.worst_gap = _checked(chosen, ready.stream(BATCH), row)
+            row.worst_gap = check_choices(chosen, ready.stream(BATCH), row)
     return _Job(row, serve, least=16, most=_MOST)
 
 
-def _run_job(row: Row, shape: tuple[int, int], policy: str, count: int) -> _Job:
+def _run_job(row: Row, policy: str, chunk: int) -> _Job:
+    shape = lanes.Shape(row.num_adapters, row.context_dim)
+
     def serve(rounds: int) -> Sample:
-        return engine.whole_run(lanes.Shape(*shape), policy, count, rounds)
+        return engine.whole_run(shape, policy, num_lanes=row.lanes, horizon=rounds, chunk=chunk)
 
-    return _Job(row, serve, least=_LEAST_RUN, most=2**20)
+    return _Job(row, serve, least=chunk, most=_MOST_RUN)
 
 
-def _checked(chosen: np.ndarray, stream: baselines.Stream, row: Row) -> float:
+def check_choices(chosen: np.ndarray, stream: baselines.Stream, row: Row) -> float:
     """The worst gap of the first lane and the last.
 
     Raises:

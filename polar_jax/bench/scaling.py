@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from polar_jax import drawing, labels, lanes
 from polar_jax.bench import arithmetic, baselines, engine, record, runs
@@ -72,10 +72,9 @@ def measure(plan: Plan, sweep: Sweep, machine: Machine, report: Report) -> list[
     points = []
     for number, (axis, one) in enumerate(plans.items()):
         cases = runs.measure(one, machine, _part(report, number))
-        points += [
-            Point(axis, getattr(row, axis), row)
-            for row in itertools.chain.from_iterable(case.rows for case in cases)
-        ]
+        for case in cases:
+            value = {"num_adapters": case.shape[0], "context_dim": case.shape[1]}
+            points += [Point(axis, value.get(axis, case.lanes), row) for row in case.rows]
     return points + _horizons(plan, sweep.horizon, _part(report, len(plans)))
 
 
@@ -106,7 +105,7 @@ def _horizons(plan: Plan, horizons: Sequence[int], report: Report) -> list[Point
 
     def run(point: Point) -> Sample:
         exp = engine.experiment(shape, [point.row.name], num_lanes=BASE_LANES, horizon=point.value)
-        results = lanes.run(exp)
+        results = lanes.run(exp, chunk_rounds=plan.rounds)
         report(f"{point.value:,} rounds", next(taken), total)
         return Sample(results.num_decisions, results.run_seconds)
 
@@ -139,7 +138,8 @@ def scaling_png(points: Sequence[Point], machine: Machine) -> bytes:
     """Nanoseconds per decision along every axis, logarithmic, with the machine's floor."""
     figure = Figure(figsize=(drawing.WIDTH, 5.6), dpi=drawing.DPI)
     for number, (axis, title) in enumerate(AXES.items()):
-        axes = figure.add_axes((0.085 + 0.5 * (number % 2), 0.6 - 0.43 * (number // 2), 0.4, 0.335))
+        left = 0.1 + 0.5 * (number % 2)
+        axes = figure.add_axes((left, 0.61 - 0.43 * (number // 2), 0.385, 0.33))
         _panel(axes, [point for point in points if point.axis == axis], machine)
         axes.set_title(title, fontsize=drawing.FONT + 1, loc="left")
         axes.set_ylabel("ns per decision", fontsize=drawing.FONT)
@@ -182,7 +182,11 @@ def _panel(axes: Axes, points: Sequence[Point], machine: Machine) -> None:
         drawing.note(axes, "nothing was measured")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: drawing.tick(value)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: drawing.tick(value)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     drawing.plain(axes)
+    # A decade at least, so that an axis of powers of ten has two ticks.
+    low, high = axes.get_ylim()
+    axes.set_ylim(10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high)))
 
 
 def _look(row: Row) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import numpy as np
 
 SIDE = 1_024  # of the matrices
 MEMORY_BYTES = 2**25  # of each of two buffers: with its copy, past a core's share of caches
-LINE = 16  # float32 numbers of a cache line
-# Numbers of a row and rows of the copies that stay in the first and second caches.
-FIRST, SECOND = (2_560, 32), (24_576, 16)
+LINE, WORD = 64, 8  # bytes of a cache line, and of the words that are copied
+# Words of a row and rows of the copies that stay in the first and second caches.
+FIRST, SECOND = (1_024, 64), (12_288, 16)
 
 
 def _product(seconds: float) -> float:
@@ -25,17 +25,17 @@ def _product(seconds: float) -> float:
 
 
 def _copy(seconds: float) -> float:
-    source, target = (np.ones(MEMORY_BYTES // 4, np.float32) for _ in range(2))
+    source, target = (np.ones(MEMORY_BYTES // WORD) for _ in range(2))
     return 2.0 * MEMORY_BYTES * _per_second(lambda: np.copyto(target, source), seconds)
 
 
 def _cached_copy(row: int, rows: int, seconds: float) -> float:
     """Copies rows that overlap, each a cache line further: a long call within a small buffer."""
-    buffers = (np.ones(row + rows * LINE, np.float32) for _ in range(2))
+    buffers = (np.ones(row + rows * LINE // WORD) for _ in range(2))
     source, target = (
-        np.lib.stride_tricks.as_strided(one, (rows, row), (4 * LINE, 4)) for one in buffers
+        np.lib.stride_tricks.as_strided(one, (rows, row), (LINE, WORD)) for one in buffers
     )
-    return 8.0 * row * rows * _per_second(lambda: np.copyto(target, source), seconds)
+    return 2.0 * WORD * row * rows * _per_second(lambda: np.copyto(target, source), seconds)
 
 
 def _per_second(call: Callable[[], object], seconds: float) -> float:
