@@ -281,7 +281,7 @@ def test_the_command_measures_prints_and_writes_everything(
 ) -> None:
     assert cli.main([*TINY.split(), "--json", "found.json"]) == 0
     shown = capsys.readouterr()
-    for said in ("matrix product", "3 adapters x 2 features, 1 lanes", "NumPy loop", "everything"):
+    for said in ("matrix product", "3 adapters x 2 features, 1 lane:", "NumPy loop", "everything"):
         assert said in shown.out
     assert "measuring all: 100 %" in shown.err
     found = json.loads(pathlib.Path("found.json").read_text("utf-8"))

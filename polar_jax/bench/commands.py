@@ -29,7 +29,8 @@ class Bench:
     Beside them what a decision costs at least, from this machine's matrix products and copies.
     docs/benchmark.md explains every column.
 
-    Examples: `polar-jax bench --small` for a minute's look; `polar-jax bench --shapes 15x16 --lanes
+    With the defaults it takes tens of minutes on two cores. Examples: `polar-jax bench --small` for
+    a minute's look; `polar-jax bench --shapes 15x16 --lanes
     64 --json bench.json` for one case; `POLAR_JAX_KERNEL=xla polar-jax bench` for another kernel in
     whole runs; `polar-jax bench --scaling --out bench` for the cost along every axis, with figures.
 

@@ -21,7 +21,7 @@ from polar_jax import (
 )
 from polar_jax.bench.arithmetic import FLOAT, Sample, packed_numbers
 from polar_jax.bench.baselines import ALPHA, RIDGE, Stream
-from polar_jax.types import Decisions
+from polar_jax.types import Decisions, Rule
 
 # Every adapter is resident, so that this is LinUCB and nothing else, as the baselines are.
 PLAIN = "full_cache"
@@ -215,6 +215,10 @@ class Ready:
                     jax.block_until_ready(wave.carry[number])
         jax.block_until_ready([wave.carry[number] for wave in self.waves])
         return Sample(rounds * self.num_lanes, time.perf_counter() - began)
+
+    def rule(self, policy: str) -> Rule:
+        """The rule of a policy."""
+        return self._experiment.policies[self.names.index(policy)].rule
 
     def chosen(self, policy: str) -> np.ndarray:
         """`[L, n]` adapters that the first wave's last decisions chose."""

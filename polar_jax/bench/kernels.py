@@ -5,19 +5,26 @@ from collections.abc import Callable
 from typing import Any
 
 from polar_jax import checks, simulate
+from polar_jax.types import Rule
 
 VARIABLE = "POLAR_JAX_KERNEL"  # chooses the engine's own kernel
 _KERNELS: dict[str, Callable[..., Any]] = {"xla": simulate.run_rounds}
 
 
 def kernel_names(platform: str) -> tuple[str, ...]:
-    """Kernels that run on a kind of device here, the engine's first choice last.
+    """Kernels that run on a kind of device here, the engine's own choice last.
 
     Args:
       platform: "cpu", "gpu" or "tpu".
     """
     del platform  # XLA runs on all of them.
     return tuple(_KERNELS)
+
+
+def serves(name: str, rule: Rule) -> bool:
+    """Whether a kernel has a policy's rule; the engine serves the others by XLA."""
+    del rule  # XLA has all of them.
+    return name in _KERNELS
 
 
 def kernel(name: str) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from polar_jax.bench.limits import Machine
 # Lanes of the baselines that serve many: more of them are no faster.
 BATCH = 64
 # A sample may take so many times the time asked for, where it cannot be shorter.
-_PATIENCE = 20.0
+_PATIENCE = 10.0
 _MOST_RUN, _MOST = 2**20, 2**30  # rounds of a whole run; of anything
 Report = Callable[[str, int, int], None]  # what is in work, what is done, what there is
 
@@ -185,6 +185,8 @@ def _jobs(
     for name, policy in itertools.product(kernels.kernel_names(ready.platform), plan.policies):
         row = Row("kernel", f"{name}, {policy}", *shape, count, filled, all_cores=parallel)
         row.skipped = refusal
+        if not refusal and not kernels.serves(name, ready.rule(policy)):
+            row.skipped = f"the kernel {name} does not have this policy's rule"
         yield _kernel_job(plan, row, ready, name, policy)
     for policy in plan.policies if plan.whole_runs else ():
         row = Row("everything", policy, *shape, count, filled, all_cores=parallel)
@@ -269,7 +271,7 @@ def _calibrated(plan: Plan, job: _Job, known: float | None) -> _Job | None:
         expected = job.serve(job.least).seconds
     if expected > allowed and not _is_loop(row):
         row.skipped = (
-            f"the shortest sample ({job.least:,} rounds of {row.lanes:,} lanes) takes about "
+            f"the shortest sample ({job.least:,} rounds, lanes: {row.lanes:,}) takes about "
             f"{expected:.1f} s, allowed are {allowed:g} s ({_PATIENCE:.0f} times --seconds)"
         )
         return None

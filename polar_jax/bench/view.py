@@ -57,7 +57,7 @@ def print_cases(console: Console, cases: Sequence[Case], machine: Machine) -> No
         needed = arithmetic.work(*case.shape)
         console.print()
         console.print(
-            f"{case.shape[0]} adapters x {case.shape[1]} features, {case.lanes:,} lanes: "
+            f"{case.shape[0]} adapters x {case.shape[1]} features, {lane_text(case.lanes)}: "
             f"{needed.operations:,} operations and {needed.state_bytes + needed.stream_bytes:,} "
             "bytes per decision",
             style="bold",
@@ -69,6 +69,11 @@ def print_cases(console: Console, cases: Sequence[Case], machine: Machine) -> No
             if row.skipped:
                 text = f"left out: {_TITLES[row.group]}, {row.name}: {row.skipped}"
                 console.print(text, style="dim", markup=False, soft_wrap=True)
+
+
+def lane_text(count: int) -> str:
+    """So many lanes, in words."""
+    return f"{count:,} lane" + ("" if count == 1 else "s")
 
 
 def _table(case: Case, machine: Machine) -> Table:
