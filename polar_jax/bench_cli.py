@@ -59,16 +59,15 @@ def _machine(options: Bench, platform: str) -> "Machine":
 
 
 def _measure(options: Bench) -> int:
-    from polar_jax.bench import record
-
-    if options.json is not None:
-        record.check_file("--json", options.json, overwrite=options.overwrite)
     terminal.prepare_jax(options.devices)
     import jax
 
     from polar_jax import console
-    from polar_jax.bench import baselines, kernels, limits, runs, view
+    from polar_jax.bench import baselines, kernels, limits, record, runs, view
     from polar_jax.paging_tools.view import View
+
+    if options.json is not None:
+        record.check_file("--json", options.json, overwrite=options.overwrite)
 
     platform = jax.devices()[0].platform
     kernel = kernels.engine_kernel(platform)
@@ -97,17 +96,16 @@ def _measure(options: Bench) -> int:
 
 
 def _scale(options: Bench) -> int:
-    from polar_jax.bench import record
+    terminal.prepare_jax(options.devices)
+    import jax
+
+    from polar_jax.bench import kernels, record, scaling
+    from polar_jax.paging_tools import files
+    from polar_jax.paging_tools.view import View
 
     csv_file, figure = options.out / "scaling.csv", options.out / "scaling.png"
     for path in (csv_file, figure):
         record.check_file("--out", path, overwrite=options.overwrite)
-    terminal.prepare_jax(options.devices)
-    import jax
-
-    from polar_jax.bench import kernels, scaling
-    from polar_jax.paging_tools import files
-    from polar_jax.paging_tools.view import View
 
     platform = jax.devices()[0].platform
     kernels.engine_kernel(platform)

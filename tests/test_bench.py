@@ -342,6 +342,10 @@ def _quick_machine() -> limits.Machine:
         ("--seconds nan", "--seconds must be a number in"),
         ("--memory-limit 0", "--memory-limit must be a finite number above 0, got 0.0."),
         ("--devices 0", "--devices must be a whole number in"),
+        (
+            "--scaling --json a.json",
+            "--json must not be given with --scaling, whose numbers are in",
+        ),
         ("--json .", "--json must be a file, got the folder '.'."),
     ],
 )

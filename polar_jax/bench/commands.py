@@ -22,17 +22,17 @@ def _arg(metavar: str, default: str) -> object:
 class Bench:
     """Decisions per second on this machine, against baselines and the machine's own limits.
 
-    For every shape and number of lanes: the kernels alone on ready rounds, whole runs
-    (requests, router, controller, metrics), and in the same run, sample by sample in turn, LinUCB
+    For every shape and number of lanes: the kernels alone on ready rounds, whole runs with
+    requests, router, controller and metrics, and, in the same run, sample by sample in turn, LinUCB
     as others write it: a NumPy loop, NumPy over lanes, and numba, obp and mabwiser where they are
     installed (pip install 'polar-jax[bench]'). Medians; ratios are to the NumPy loop on one core.
     Beside them what a decision costs at least, from this machine's matrix products and copies.
     docs/benchmark.md explains every column.
 
-    With the defaults it takes tens of minutes on two cores. Examples: `polar-jax bench --small` for
-    a minute's look; `polar-jax bench --shapes 15x16 --lanes
-    64 --json bench.json` for one case; `POLAR_JAX_KERNEL=xla polar-jax bench` for another kernel in
-    whole runs; `polar-jax bench --scaling --out bench` for the cost along every axis, with figures.
+    With the defaults it takes tens of minutes on two cores. Examples: `polar-jax bench --small`
+    for a minute's look; `polar-jax bench --shapes 15x16 --lanes 64 --json bench.json` for one
+    case; `polar-jax bench --scaling --out bench` for the cost along every axis, with figures;
+    `POLAR_JAX_KERNEL=xla polar-jax bench` for another kernel in whole runs.
 
     Attributes:
       shapes: adapters x features, separated by commas or spaces.
@@ -46,7 +46,7 @@ class Bench:
       memory_limit: GiB for ready lanes; cases that need more are named and left out.
       small: a first look in under a minute: one shape, 64 lanes, short samples, two policies.
       scaling: measure how the cost of a decision grows with adapters, features, lanes and
-        rounds instead; writes scaling.csv and figures to --out.
+        rounds instead, round 15x16 and 64 lanes; writes scaling.csv and figures to --out.
       out: folder for what --scaling writes.
       json: file for everything that was measured, every sample included.
       overwrite: replace files that are there.
@@ -86,7 +86,11 @@ class Bench:
             checks.finite_at_least("--memory-limit", self.memory_limit, 0.0, above=True)
         self.shape_numbers()
         self.lane_numbers()
-        self.policy_names()
+        if self.scaling and self.json is not None:
+            raise ValueError(
+                f"--json must not be given with --scaling, whose numbers are in scaling.csv; "
+                f"got {str(self.json)!r}."
+            )
 
     def sized(self) -> "Bench":
         """The options, with what `--small` puts in place of the defaults."""
