@@ -31,6 +31,7 @@ commands:
   paging         what paging in costs: measure it here, read it from logs, show it
   compare        paired differences of two result folders
   replay check   is a file of measured requests sound, and what can be learnt in it?
+  bench          decisions per second here, against baselines and this machine's limits
 
 `{PROGRAM} COMMAND --help` explains a command's options.
 
@@ -89,8 +90,12 @@ def _dispatch(words: list[str]) -> int:
         from polar_jax import paging_cli
 
         return paging_cli.main(words[1:])
+    if words[0] == "bench":
+        from polar_jax import bench_cli
+
+        return bench_cli.main(words[1:])
     if words[0] != "run":
-        allowed = "run, sweep, paging, compare or replay"
+        allowed = "run, sweep, paging, compare, replay or bench"
         return terminal.error(f"the command must be {allowed}; got {words[0]!r}.", BAD_INPUT)
     from polar_jax.config import RunConfig
 

@@ -154,12 +154,17 @@ def _compiled(program: Program) -> Any:
     return _COMPILED[name]
 
 
-def _over_lanes(
+def over_lanes(
     function: Callable[..., Any], mesh: Mesh, *, lanes: int, shared: int, donate: bool = False
 ) -> Any:
     """`jit` of `function` over the lanes of every device's tile.
 
-    The first `lanes` arguments have a lane axis, the last `shared` are the same for all.
+    Args:
+      function: of one lane.
+      mesh: the devices.
+      lanes: how many of its first arguments have a lane axis.
+      shared: how many of its last arguments are the same for all.
+      donate: whether its first argument's memory may be reused.
     """
     mapped = jax.vmap(function, in_axes=(0,) * lanes + (None,) * shared)
     specs = (_LANES,) * lanes + (_SHARED,) * shared
@@ -216,7 +221,7 @@ class Family:
 
         def over(function: Callable[..., Any], *fixed: Any, **axes: Any) -> Callable[[], Any]:
             bound = functools.partial(function, *fixed)
-            return functools.partial(_over_lanes, bound, mesh, **axes)
+            return functools.partial(over_lanes, bound, mesh, **axes)
 
         setup = over(lane_calls.setup, env, shape, dtype, lanes=4, shared=2)
         setup_args = (

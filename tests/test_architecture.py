@@ -28,7 +28,16 @@ LAYERS = {
     4: ("policies",),
     5: ("simulate", "kernels"),
     6: ("chunks", "lane_calls", "lanes", "programs", "results", "snapshots"),
-    8: ("cli", "log_cli", "paging_cli", "replay_cli", "sweep_cli", "terminal", "__main__"),
+    8: (
+        "cli",
+        "bench_cli",
+        "log_cli",
+        "paging_cli",
+        "replay_cli",
+        "sweep_cli",
+        "terminal",
+        "__main__",
+    ),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 COMMAND_LAYER, ENGINE_LAYER = 7, 6

@@ -97,7 +97,7 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     assert "polar-jax COMMAND --help" in capsys.readouterr().out
     assert cli.main(["rum"]) == 2
-    said = "the command must be run, sweep, paging, compare or replay; got 'rum'."
+    said = "the command must be run, sweep, paging, compare, replay or bench; got 'rum'."
     assert capsys.readouterr().err == f"polar-jax: error: {said}\n"
 
 

@@ -1,0 +1,122 @@
+"""Everything that was measured, as plain values for `--json`."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from polar_jax import manifest
+from polar_jax.bench import arithmetic, kernels, limits
+from polar_jax.bench.limits import Machine
+from polar_jax.bench.runs import Case, Row
+from polar_jax.paging_tools import files
+
+
+class Standing(NamedTuple):
+    """How a row stands to the machine's limits."""
+
+    ns: float  # per decision
+    floor_ns: float
+    bound_by: str  # "arithmetic", "memory" or a cache
+
+    @property
+    def fraction(self) -> float:
+        """Share of the limit that is reached."""
+        return self.floor_ns / self.ns
+
+
+def standing(row: Row, machine: Machine) -> Standing | None:
+    """A row against the limits of the cores it may use; None where either is unknown."""
+    if row.rate is None or (machine.platform != "cpu" and row.group == "baseline"):
+        return None
+    shape = row.num_adapters, row.context_dim
+    floor, bound_by = arithmetic.floor_ns(
+        arithmetic.work(*shape),
+        machine.limits(all_cores=row.all_cores),
+        arithmetic.lane_state_bytes(*shape),
+    )
+    return Standing(1e9 / row.rate, floor, bound_by)
+
+
+def build(
+    cases: Sequence[Case], machine: Machine, missing: Mapping[str, str], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Plain values, ready for JSON.
+
+    Args:
+      cases: what was measured.
+      machine: with the limits measured in the same run.
+      missing: baselines that could not run, and why.
+      options: of the command.
+    """
+    return {
+        "created": manifest.now(),
+        "options": {
+            name: str(value) if isinstance(value, pathlib.Path) else value
+            for name, value in options.items()
+        },
+        **limits.surroundings(),
+        "kernels": list(kernels.kernel_names(machine.platform)),
+        "kernel_of_whole_runs": kernels.engine_kernel(machine.platform),
+        "limits": {
+            "units": "per second: operations of float32, bytes read and written",
+            "samples": machine.samples,
+        },
+        "formula": arithmetic.FORMULA,
+        "missing": dict(missing),
+        "cases": [_case(case, machine) for case in cases],
+    }
+
+
+def _case(case: Case, machine: Machine) -> dict[str, Any]:
+    return {
+        "num_adapters": case.shape[0],
+        "context_dim": case.shape[1],
+        "lanes": case.lanes,
+        "per_decision": arithmetic.work(*case.shape)._asdict(),
+        "lane_state_bytes": arithmetic.lane_state_bytes(*case.shape),
+        "rows": [_row(row, machine) for row in case.rows],
+    }
+
+
+def _row(row: Row, machine: Machine) -> dict[str, Any]:
+    found = standing(row, machine)
+    values = dataclasses.asdict(row) | {
+        "samples": [one._asdict() for one in row.samples],
+        "decisions_per_second": row.rate,
+    }
+    if found is None:
+        return values
+    return values | found._asdict() | {"fraction_of_limit": found.fraction}
+
+
+def check_file(option: str, path: pathlib.Path, *, overwrite: bool) -> None:
+    """Checks that a file can be written, before the work for it is done.
+
+    Args:
+      option: that named it.
+      path: the file.
+      overwrite: whether it may be there already.
+
+    Raises:
+      ValueError: for a folder, or a file that is there already.
+      OSError: if its folder cannot be made or written to.
+    """
+    if path.is_dir():
+        raise ValueError(f"{option} must be a file, got the folder {str(path)!r}.")
+    if os.path.lexists(path) and not overwrite:
+        raise ValueError(
+            f"{option} {str(path)!r} already exists; allowed are another file, or --overwrite."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    probe = files.temporary(path)
+    probe.touch()
+    probe.unlink()
+
+
+def write_json(path: pathlib.Path, values: dict[str, Any], *, overwrite: bool) -> None:
+    """Writes a file whole or not at all."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    files.put(path, text.encode(), overwrite=overwrite)

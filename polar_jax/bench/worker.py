@@ -1,0 +1,66 @@
+"""One core's matrix products and copies, on request: `python -m polar_jax.bench.worker`.
+
+Reads `KIND SECONDS` per line, writes the rate. Its matrix products use one thread, as the
+process that starts it sets what BLAS libraries read once.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+SIDE = 1_024  # of the matrices
+MEMORY_BYTES = 2**25  # of each of two buffers: with its copy, past a core's share of caches
+LINE, WORD = 64, 8  # bytes of a cache line, and of the words that are copied
+# Words of a row and rows of the copies that stay in the first and second caches.
+FIRST, SECOND = (1_024, 64), (12_288, 16)
+
+
+def _product(seconds: float) -> float:
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((SIDE, SIDE), np.float32) for _ in range(2))
+    out = np.empty_like(a)
+    return 2.0 * SIDE**3 * _per_second(lambda: np.matmul(a, b, out=out), seconds)
+
+
+def _copy(seconds: float) -> float:
+    source, target = (np.ones(MEMORY_BYTES // WORD) for _ in range(2))
+    return 2.0 * MEMORY_BYTES * _per_second(lambda: np.copyto(target, source), seconds)
+
+
+def _cached_copy(row: int, rows: int, seconds: float) -> float:
+    """Copies rows that overlap, each a cache line further: a long call within a small buffer."""
+    buffers = (np.ones(row + rows * LINE // WORD) for _ in range(2))
+    source, target = (
+        np.lib.stride_tricks.as_strided(one, (rows, row), (LINE, WORD)) for one in buffers
+    )
+    return 2.0 * WORD * row * rows * _per_second(lambda: np.copyto(target, source), seconds)
+
+
+def _per_second(call: Callable[[], object], seconds: float) -> float:
+    call()
+    calls, began = 0, time.perf_counter()
+    while (taken := time.perf_counter() - began) < seconds:
+        call()
+        calls += 1
+    return calls / taken
+
+
+MEASURES: dict[str, Callable[[float], float]] = {
+    "operations": _product,
+    "memory": _copy,
+    "first_cache": lambda seconds: _cached_copy(*FIRST, seconds),
+    "second_cache": lambda seconds: _cached_copy(*SECOND, seconds),
+}
+
+
+def main() -> None:
+    """Answers requests until the input ends."""
+    for line in sys.stdin:
+        kind, seconds = line.split()
+        print(MEASURES[kind](float(seconds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
