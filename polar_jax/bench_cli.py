@@ -62,15 +62,15 @@ def _measure(options: Bench) -> int:
     terminal.prepare_jax(options.devices)
     import jax
 
-    from polar_jax import console
-    from polar_jax.bench import baselines, kernels, limits, record, runs, view
+    from polar_jax import console, kernels
+    from polar_jax.bench import baselines, limits, record, runs, view
     from polar_jax.paging_tools.view import View
 
     if options.json is not None:
         record.check_file("--json", options.json, overwrite=options.overwrite)
 
     platform = jax.devices()[0].platform
-    kernel = kernels.engine_kernel(platform)
+    kernel = kernels.chosen(platform)
     missing = baselines.installed()[1]
     terminal.end_at_signals(lambda: None)
     try:
@@ -99,7 +99,8 @@ def _scale(options: Bench) -> int:
     terminal.prepare_jax(options.devices)
     import jax
 
-    from polar_jax.bench import kernels, record, scaling
+    from polar_jax import kernels
+    from polar_jax.bench import record, scaling
     from polar_jax.paging_tools import files
     from polar_jax.paging_tools.view import View
 
@@ -108,7 +109,7 @@ def _scale(options: Bench) -> int:
         record.check_file("--out", path, overwrite=options.overwrite)
 
     platform = jax.devices()[0].platform
-    kernels.engine_kernel(platform)
+    kernels.chosen(platform)
     terminal.end_at_signals(lambda: None)
     sweep = scaling.SMALL if options.small else scaling.Sweep()
     try:

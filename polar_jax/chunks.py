@@ -1,4 +1,4 @@
-"""How many rounds one compiled call serves, from how much work they are.
+"""Chunks: how many rounds one compiled call serves, and what happens within them.
 
 Work is counted in numbers of precision matrices that serving would read: a decision of a
 lane reads `N d^2` of them.
@@ -6,9 +6,10 @@ lane reads `N d^2` of them.
 
 import numpy as np
 
-from polar_jax import cache_search, draws, replanning
+from polar_jax import cache_search, draws, epochs, replanning
 from polar_jax.lane_calls import Experiment, Shape
 from polar_jax.policies import Policy, Problem
+from polar_jax.types import ChunkClock
 
 # Rounds per compiled call: whole blocks, and short enough to answer Ctrl-C at once.
 MAX_ROUNDS = 4 * draws.BLOCK
@@ -92,3 +93,28 @@ def _most_replans(policy: Policy, rounds: int) -> int:
     """Replans of the chunk that has most of them."""
     last = policy.schedule.boundaries[policy.schedule.replans]
     return int(np.unique(last // rounds, return_counts=True)[1].max()) if last.size else 0
+
+
+def picks_of_chunk(sampled: np.ndarray, first_round: int, chunk: int) -> tuple[np.ndarray, int]:
+    """Which rounds of a chunk the oracle samples, padded to the chunk, and how many.
+
+    Args:
+      sampled: rounds of the sample, increasing, counted from 0.
+      first_round: rounds before the chunk.
+      chunk: its rounds.
+    """
+    inside = (sampled >= first_round) & (sampled < first_round + chunk)
+    picks = sampled[inside] - first_round
+    return np.pad(picks, (0, chunk - picks.size)).astype(np.int32), picks.size
+
+
+def chunk_clocks(experiment: Experiment, first_round: int, chunk: int) -> list[ChunkClock]:
+    """The clock of every policy for one chunk."""
+    horizon = experiment.problem.horizon
+    marks = epochs.curve_rounds(horizon, experiment.shorter_horizons)
+    return [
+        epochs.chunk_clock(
+            policy.schedule, marks, first_round=first_round, num_rounds=chunk, horizon=horizon
+        )
+        for policy in experiment.policies
+    ]

@@ -202,7 +202,7 @@ class _Run:
         self.sample_shape = family.sample_shape(self._width)
         return family.compile(
             self._inputs(0),
-            programs.chunk_clocks(self.first, 0, self.chunk),
+            chunks.chunk_clocks(self.first, 0, self.chunk),
             lambda done, total: report(Progress("compiling", done, total)),
         )
 
@@ -239,7 +239,7 @@ class _Run:
         skip = position.get("calls", 0)
         for first in range(position.get("first_round", 0), horizon, self.chunk):
             self._progress(flight, first)
-            clocks = programs.chunk_clocks(self.first, first, self.chunk)
+            clocks = chunks.chunk_clocks(self.first, first, self.chunk)
             for number in range(len(tiles) * self._num_policies):
                 if number < skip:
                     continue
@@ -282,7 +282,7 @@ class _Run:
         for first in np.unique(self.sampled // self.chunk) * self.chunk:
             block = np.int32(first // draws.BLOCK)
             rounds = self._draw(tile, key, block)
-            picks, count = programs.picks_of_chunk(self.sampled, int(first), self.chunk)
+            picks, count = chunks.picks_of_chunk(self.sampled, int(first), self.chunk)
             sample = self._settled(
                 self.calls.pick(sample, lane_calls.known(rounds), picks, np.int32(filled))
             )

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from polar_jax import chunks, draws, epochs, kernels, lane_calls, oracles, paging
+from polar_jax import chunks, draws, kernels, lane_calls, oracles, paging
 from polar_jax.lane_calls import Experiment, Needs, Setup, Shape
 from polar_jax.types import ChunkClock, LaneState, Rounds
 
@@ -459,28 +459,3 @@ def waves_in_flight(wave_bytes: int, platform: str, memory_limit: int | None) ->
             "policies at once or a smaller problem."
         )
     return max(1, min(most, limit // max(wave_bytes, 1)))
-
-
-def picks_of_chunk(sampled: np.ndarray, first_round: int, chunk: int) -> tuple[np.ndarray, int]:
-    """Which rounds of a chunk the oracle samples, padded to the chunk, and how many.
-
-    Args:
-      sampled: rounds of the sample, increasing, counted from 0.
-      first_round: rounds before the chunk.
-      chunk: its rounds.
-    """
-    inside = (sampled >= first_round) & (sampled < first_round + chunk)
-    picks = sampled[inside] - first_round
-    return np.pad(picks, (0, chunk - picks.size)).astype(np.int32), picks.size
-
-
-def chunk_clocks(experiment: Experiment, first_round: int, chunk: int) -> list[ChunkClock]:
-    """The clock of every policy for one chunk."""
-    horizon = experiment.problem.horizon
-    marks = epochs.curve_rounds(horizon, experiment.shorter_horizons)
-    return [
-        epochs.chunk_clock(
-            policy.schedule, marks, first_round=first_round, num_rounds=chunk, horizon=horizon
-        )
-        for policy in experiment.policies
-    ]

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from polar_jax import cli, lanes, terminal
-from polar_jax.bench import arithmetic, baselines, engine, kernels, limits, record, runs, worker
+from polar_jax import cli, kernels, lanes, terminal
+from polar_jax.bench import arithmetic, baselines, engine, limits, record, runs, worker
 from polar_jax.bench.arithmetic import Cache, Limits, Sample, Work
 from polar_jax.bench.commands import Bench
 
@@ -206,7 +206,7 @@ def test_what_chooses_wrongly_is_not_timed(control: Callable[..., np.ndarray]) -
 
 
 def test_the_kernel_on_ready_rounds_chooses_what_the_reference_chooses(ready: engine.Ready) -> None:
-    ready.compile("xla", kernels.kernel("xla"), engine.PLAIN)
+    ready.compile("xla", kernels.run_rounds("xla"), engine.PLAIN)
     sample = ready.serve("xla", engine.PLAIN, 200)
     assert sample.decisions == 600  # 3 lanes, not the tile they are served in
     chosen, given = ready.chosen(engine.PLAIN), ready.stream(64)
@@ -224,18 +224,6 @@ def test_lanes_that_fill_up_tiles_are_known_and_not_counted() -> None:
     many = 3 * devices * tile - 1
     assert engine.filled_lanes(shape, many, "cpu") == 3 * devices * tile
     assert engine.ready_bytes(shape, 20, 256, 2) == 2 * engine.ready_bytes(shape, 10, 256, 2)
-
-
-def test_kernels_are_named_and_one_is_chosen_by_the_environment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    names = kernels.kernel_names("cpu")
-    assert "xla" in names
-    monkeypatch.setenv(kernels.VARIABLE, "xla")
-    assert kernels.engine_kernel("cpu") == "xla"
-    monkeypatch.setenv(kernels.VARIABLE, "abacus")
-    with pytest.raises(ValueError, match=r"POLAR_JAX_KERNEL must be one of .*; got 'abacus'"):
-        kernels.engine_kernel("cpu")
 
 
 # --- the machine
@@ -286,7 +274,7 @@ def test_the_command_measures_prints_and_writes_everything(
     assert "measuring all: 100 %" in shown.err
     found = json.loads(pathlib.Path("found.json").read_text("utf-8"))
     assert found["machine"]["cpu"] in shown.out
-    assert found["kernel_of_whole_runs"] in kernels.kernel_names("cpu")
+    assert found["kernel_of_whole_runs"] in kernels.available("cpu")
     assert len(found["limits"]["samples"]["all"]["operations"]) == 2
     (case,) = found["cases"]
     assert (case["num_adapters"], case["context_dim"], case["lanes"]) == (3, 2, 1)

@@ -99,6 +99,7 @@ class _Wave(NamedTuple):
     rounds: Any  # Rounds
     data: list[Any]  # PolicyData of every policy
     carry: list[Any]  # (LaneState, Decisions) of every policy, replaced as they are served
+    begin: Callable[[int], Any]  # the first (LaneState, Decisions) of a policy by its number
 
 
 def _serve(
@@ -147,7 +148,7 @@ class Ready:
         self._kernels: dict[tuple[str, int], Any] = {}
         # All of a run's programs, which whole runs of the same policies need as well.
         family = programs.Family(self._experiment, self._place, chunk=self.rounds, keep=False)
-        clocks = programs.chunk_clocks(self._experiment, 0, self.rounds)
+        clocks = chunks.chunk_clocks(self._experiment, 0, self.rounds)
         self._calls = family.compile(self._inputs(0), clocks, lambda *_: None)
         self.waves = [self._wave(number) for number in range(-(-num_lanes // self.width))]
 
@@ -162,7 +163,9 @@ class Ready:
         def spread(leaf: Any) -> np.ndarray:
             return np.broadcast_to(np.asarray(leaf), (width, *np.shape(leaf)))
 
+        # Copies of the last lane fill a tile up, as in a run.
         seeds = np.arange(number * width, (number + 1) * width, dtype=np.int32)
+        seeds = np.minimum(seeds, np.int32(self.num_lanes - 1))
         same = jax.tree.map(spread, (np.int32(0), stream, costs, data))
         own = place.lanes((seeds, *same))
         sizes = lane_calls.sizes(exp.problem, shape, dtype)
@@ -178,14 +181,20 @@ class Ready:
         )
         rounds = calls.draw(fixed.key, fixed.instance, given.stream, np.int32(0), given.replayed)
         none = place.lanes(np.zeros((self.width, shape.num_adapters), bool))
-        carry = [
-            (
-                start(fixed.inputs, none, one),
-                place.lanes(_no_decisions(self.width, self.rounds, shape.num_adapters)),
-            )
-            for start, one in zip(calls.start, given.data, strict=True)
-        ]
-        return jax.block_until_ready(_Wave(fixed.inputs, rounds, given.data, carry))
+
+        def begin(policy: int) -> Any:
+            state = calls.start[policy](fixed.inputs, none, given.data[policy])
+            nothing = _no_decisions(self.width, self.rounds, shape.num_adapters)
+            return state, place.lanes(nothing)
+
+        carry = [begin(policy) for policy in range(len(calls.start))]
+        return jax.block_until_ready(_Wave(fixed.inputs, rounds, given.data, carry, begin))
+
+    def restart(self, policy: str) -> None:
+        """Forgets what every lane of a policy has learnt: kernels share their lanes."""
+        number = self.names.index(policy)
+        for wave in self.waves:
+            wave.carry[number] = wave.begin(number)
 
     def stream(self, most_lanes: int) -> Stream:
         """The first wave's rounds on the host, of as many lanes as are counted and allowed."""

@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from polar_jax import manifest
-from polar_jax.bench import arithmetic, kernels, limits
+from polar_jax import kernels, manifest
+from polar_jax.bench import arithmetic, limits
 from polar_jax.bench.limits import Machine
 from polar_jax.bench.runs import Case, Row
 from polar_jax.paging_tools import files
@@ -58,8 +58,8 @@ def build(
             for name, value in options.items()
         },
         **limits.surroundings(),
-        "kernels": list(kernels.kernel_names(machine.platform)),
-        "kernel_of_whole_runs": kernels.engine_kernel(machine.platform),
+        "kernels": list(kernels.available(machine.platform)),
+        "kernel_of_whole_runs": kernels.chosen(machine.platform),
         "limits": {
             "units": "per second: operations of float32, bytes read and written",
             "samples": machine.samples,

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from polar_jax import lanes, programs
-from polar_jax.bench import arithmetic, baselines, engine, kernels
+from polar_jax import kernels, lanes, programs
+from polar_jax.bench import arithmetic, baselines, engine
 from polar_jax.bench.arithmetic import Sample
 from polar_jax.bench.limits import Machine
 
@@ -182,12 +182,13 @@ def _jobs(
             yield _baseline_job(plan, shape, kind, stream)
     filled = engine.filled_lanes(lanes.Shape(*shape), count, ready.platform)
     parallel = count > programs.tile_width(lanes.Shape(*shape), ready.platform)
-    for name, policy in itertools.product(kernels.kernel_names(ready.platform), plan.policies):
+    for name, policy in itertools.product(kernels.available(ready.platform), plan.policies):
         row = Row("kernel", f"{name}, {policy}", *shape, count, filled, all_cores=parallel)
         row.skipped = refusal
-        if not refusal and not kernels.serves(name, ready.rule(policy)):
+        taken = "" if refusal else kernels.taken(name, ready.rule(policy), shape, sized=False)
+        if not refusal and taken == "xla" != name:
             row.skipped = f"the kernel {name} does not have this policy's rule"
-        yield _kernel_job(plan, row, ready, name, policy)
+        yield _kernel_job(plan, row, ready, taken, policy)
     for policy in plan.policies if plan.whole_runs else ():
         row = Row("everything", policy, *shape, count, filled, all_cores=parallel)
         yield _run_job(row, policy, ready.rounds)
@@ -221,9 +222,10 @@ def _kernel_job(plan: Plan, row: Row, ready: engine.Ready, name: str, policy: st
         return ready.serve(name, policy, rounds)
 
     if not row.skipped:
-        ready.compile(name, kernels.kernel(name), policy)
+        ready.compile(name, kernels.run_rounds(name), policy)
         if policy == engine.PLAIN:
             checked = min(plan.check_rounds, ready.rounds)
+            ready.restart(policy)
             serve(checked)
             row.tolerance = baselines.SINGLE
             chosen = ready.chosen(policy)[:BATCH, :checked].T

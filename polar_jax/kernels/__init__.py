@@ -28,6 +28,8 @@ def available(platform: str) -> tuple[str, ...]:
     Args:
       platform: "cpu", "gpu" or "tpu".
     """
+    if platform == "gpu":
+        return ("pallas", "xla")
     native = platform == "cpu" and native_build.native().path is not None
     return ("xla", "native") if native else ("xla",)
 

@@ -65,27 +65,14 @@ def run_rounds(
 
     Sums are added in another order, so that statistics differ by rounding.
     """
-    router, inputs, params = state.router, lane.inputs, lane.params.router
+    router = state.router
     dtype = router.theta_hat.dtype
     kind = _ADMISSIONS[lane.rule.controller.admit]
     selection, theory = _ROUTERS[lane.rule.router._replace(pooled=False)]
-    nothing = jnp.zeros((1,), dtype)
-    pooled = router.pooled
-    common = (nothing, nothing) if pooled is None else (pooled.precision_inv, pooled.theta)
     memory = _packed(kind, lane.params.controller, state.controller, dtype)
-    given = (
-        *(params.alpha, params.ridge, params.sigma, params.delta, params.theta_bound),
-        *(params.cost_weight, params.margin, inputs.num_features, jnp.sum(inputs.active)),
-    )
-    numbers = jnp.stack([jnp.asarray(x, dtype) for x in given])
-    costs = (inputs.paging_cost, inputs.switch_cost, inputs.paging_ms, inputs.size)
-    fixed = (
-        *(rounds.context, rounds.utility, rounds.noise),
-        jnp.stack([jnp.asarray(x, jnp.int32) for x in (start, stop, quota)]),
-        jnp.concatenate([numbers, memory.numbers]),
-        jnp.stack([cost.astype(dtype) for cost in costs]),
-        inputs.active,
-    )
+    pooled, nothing = router.pooled, jnp.zeros((1,), dtype)
+    common = (nothing, nothing) if pooled is None else (pooled.precision_inv, pooled.theta)
+    fixed = _fixed(lane, rounds, memory, (start, stop, quota))
     changed = (
         *(router.precision_inv, router.precision_recent, router.reward_recent),
         *(router.theta_hat, router.pulls, state.resident, state.pending_loads),
@@ -97,15 +84,8 @@ def run_rounds(
         vmap_method="broadcast_all",
         input_output_aliases={len(fixed) + i: i for i in range(len(changed))},
     )
-    out = call(
-        *fixed,
-        *changed,
-        selection=selection,
-        controller=kind,
-        theory=theory,
-        binary=lane.binary_reward,
-        pooled=pooled is not None,
-    )
+    flags = {"theory": theory, "binary": lane.binary_reward, "pooled": pooled is not None}
+    out = call(*fixed, *changed, selection=selection, controller=kind, **flags)
     names = ("precision_inv", "precision_recent", "reward_recent", "theta_hat", "pulls")
     if pooled is not None:
         router = router.replace(pooled=pooled.replace(precision_inv=out[-2], theta=out[-1]))
@@ -116,6 +96,25 @@ def run_rounds(
         pending_loads=out[6],
     )
     return state, Decisions(*out[9:-2])
+
+
+def _fixed(
+    lane: Lane, rounds: Rounds, memory: _Memory, span: tuple[Array, Array, Array]
+) -> tuple[Array, ...]:
+    """What the kernel reads and leaves as it is, in its order."""
+    inputs, params, dtype = lane.inputs, lane.params.router, rounds.utility.dtype
+    given = (
+        *(params.alpha, params.ridge, params.sigma, params.delta, params.theta_bound),
+        *(params.cost_weight, params.margin, inputs.num_features, jnp.sum(inputs.active)),
+    )
+    costs = (inputs.paging_cost, inputs.switch_cost, inputs.paging_ms, inputs.size)
+    return (
+        *(rounds.context, rounds.utility, rounds.noise),
+        jnp.stack([jnp.asarray(x, jnp.int32) for x in span]),
+        jnp.concatenate([_flat(dtype, *given), memory.numbers]),
+        jnp.stack([cost.astype(dtype) for cost in costs]),
+        inputs.active,
+    )
 
 
 def _flat(dtype: Any, *values: Array | float) -> Array:
