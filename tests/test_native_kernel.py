@@ -5,11 +5,14 @@ import re
 from typing import Any
 
 import helpers
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polar_jax import kernels, lanes, policies
+from polar_jax import kernels, lanes, policies, simulate
 from polar_jax.kernels import native_build, native_rounds
+from polar_jax.types import LaneInputs
 
 KNOWN = (
     *("static", "lru", "lfu", "gdsf", "polar_admit", "polar", "polar_plus", "polar_experts"),
@@ -175,3 +178,54 @@ def test_what_it_does_not_know_takes_the_xla_path():
     assert known.isdisjoint({"lin_ts", "epsilon_greedy", "random", "oracle", "arc", "lecar"})
     assert not native_rounds.supports(rules["lru"], sized=True)
     assert kernels.taken("native", rules["arc"], (7, 5), sized=False) == "xla"
+
+
+def served_chunk(bad: bool) -> tuple[Any, Any]:
+    """Two lanes through a chunk by the native kernel, the first with a reward that is no number."""
+    problem = helpers.make_experiment(("polar_experts",), dim=10, horizon=256)
+    rounds = helpers.run_kept(problem).policies["polar_experts"].rounds
+    assert rounds is not None
+    spoilt = np.array(rounds.noise)
+    if bad:
+        spoilt[0, 10] = np.nan
+    policy = problem.policies[0]
+    rounds = jax.tree.map(jnp.asarray, rounds._replace(noise=spoilt))
+    cost = jnp.full((7,), 0.3, jnp.float32)
+    inputs = LaneInputs(
+        paging_cost=cost,
+        switch_cost=cost,
+        paging_ms=cost,
+        size=jnp.ones_like(cost),
+        cache_slots=jnp.int32(3),
+        active=jnp.ones((7,), bool),
+        num_features=jnp.int32(10),
+        samples_ms=jnp.zeros((7, 0), jnp.float32),
+        sample_count=jnp.zeros((7,), jnp.int32),
+    )
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), policy.params)
+    quotas = jnp.zeros((1,), jnp.int32)
+    lane = simulate.Lane(policy.rule, params, inputs, quotas, (), False)
+
+    def one(rounds: Any) -> Any:
+        state = simulate.init_lane(lane, jnp.arange(7) < 3, context_dim=10)
+        length = rounds.context.shape[0]
+        nothing = simulate._empty_decisions(length, 7, jnp.float32)
+        return native_rounds.run_rounds(
+            lane, jnp.int32(5), state, rounds, nothing, jnp.int32(0), jnp.int32(length)
+        )
+
+    return jax.device_get(jax.jit(jax.vmap(one))(rounds))
+
+
+@needs_native
+def test_a_lane_that_goes_wrong_spoils_no_other():
+    whole, spoilt = served_chunk(bad=False), served_chunk(bad=True)
+    assert np.isnan(spoilt[0].router.theta_hat[0]).any()
+    assert ((spoilt[1].adapter >= 0) & (spoilt[1].adapter < 7)).all()
+    for ours, theirs in zip(jax.tree.leaves(spoilt), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(ours[1], theirs[1])
+
+
+def test_a_command_that_cannot_be_read_is_no_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", 'g++ "')
+    assert "is no command" in native_build.native.__wrapped__().reason

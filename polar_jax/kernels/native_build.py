@@ -45,7 +45,11 @@ def native() -> Native:
     """
     try:
         path = _built()
-        library = ctypes.CDLL(str(path))
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:  # damaged: a full disk, a machine that went down
+            path.unlink(missing_ok=True)
+            library = ctypes.CDLL(str(_built()))
         for target, symbol in _TARGETS.items():
             handler = jax.ffi.pycapsule(getattr(library, symbol))
             jax.ffi.register_ffi_target(target, handler, platform="cpu")
@@ -62,7 +66,10 @@ class _UnavailableError(Exception):
 
 def _compiler() -> list[str]:
     named = os.environ.get("CXX", "")
-    found = [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]
+    try:
+        found = [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]
+    except ValueError as error:
+        raise _UnavailableError(f"CXX={named} is no command: {error}") from None
     for words in found:
         if words and shutil.which(words[0]):
             return words
@@ -96,8 +103,7 @@ def _folder() -> pathlib.Path:
 def _built() -> pathlib.Path:
     """The library, built where it is not there yet."""
     compiler = _compiler()
-    version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
-    digest = hashlib.sha256(version)
+    digest = hashlib.sha256(_ran([*compiler, "--version"]).stdout)
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     known = (*compiler, *FLAGS, _processor(), importlib.metadata.version("jaxlib"))
@@ -108,6 +114,21 @@ def _built() -> pathlib.Path:
     return path
 
 
+def _ran(words: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Runs a compiler, which must neither ask nor take for ever."""
+    try:
+        return subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TIME_LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        message = f"{words[0]} took more than {_TIME_LIMIT:.0f} s."
+        raise _UnavailableError(message) from None
+
+
 def _build(compiler: list[str], path: pathlib.Path) -> None:
     """Compiles to a name of its own, then moves: two processes may build at once."""
     try:
@@ -115,19 +136,13 @@ def _build(compiler: list[str], path: pathlib.Path) -> None:
             made = pathlib.Path(folder) / "rounds.so"
             source = str(SOURCES / "rounds.cc")
             headers = f"-I{jax.ffi.include_dir()}"
-            run = subprocess.run(
-                [*compiler, *FLAGS, headers, source, "-o", str(made)],
-                capture_output=True,
-                timeout=_TIME_LIMIT,
-                check=False,
-            )
+            run = _ran([*compiler, *FLAGS, headers, source, "-o", str(made)])
             if run.returncode:
                 lines = run.stderr.decode(errors="replace").splitlines()
                 wrong = [line for line in lines if "error" in line] or lines or ["no message"]
                 raise _UnavailableError(f"{compiler[0]} failed: {wrong[0]}")
+            with made.open("rb") as file:
+                os.fsync(file.fileno())
             made.replace(path)
-    except subprocess.TimeoutExpired:
-        message = f"{compiler[0]} took more than {_TIME_LIMIT:.0f} s."
-        raise _UnavailableError(message) from None
     except OSError as error:
         raise _UnavailableError(f"it cannot be kept: {error}") from None

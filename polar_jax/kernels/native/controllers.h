@@ -9,8 +9,11 @@ namespace polar {
 template <typename P>
 inline int64_t least_resident(const P* priority, const bool* resident, int64_t n) {
   int64_t least = -1;
-  for (int64_t i = 0; i < n; ++i)
-    if (resident[i] && (least < 0 || priority[i] < priority[least])) least = i;
+  for (int64_t i = 0; i < n; ++i) {
+    if (!resident[i]) continue;
+    if (priority[i] != priority[i]) return i;  // not a number: as `jnp.argmin`
+    if (least < 0 || priority[i] < priority[least]) least = i;
+  }
   return least;
 }
 

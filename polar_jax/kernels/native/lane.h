@@ -83,12 +83,9 @@ template <typename T> class Statistics {
     if (pooled_) common_.begin(lane.pooled_inverse, lane.pooled_theta);
     for (int64_t i = 0; i < n_; ++i) {
       for (int64_t r = 0; r < d_; ++r)
-        for (int64_t c = 0; c < d_; ++c)
-          inverse_[(i * d_ + r) * d_pad_ + c] = lane.precision_inv[(i * d_ + r) * d_ + c];
-      for (int64_t c = 0; c < d_; ++c) {
-        theta_[i * d_pad_ + c] = lane.theta[i * d_ + c];
-        sum_[i * d_pad_ + c] = lane.reward_recent[i * d_ + c];
-      }
+        pad(inverse_.get() + (i * d_ + r) * d_pad_, lane.precision_inv + (i * d_ + r) * d_, d_, d_pad_);
+      pad(theta_.get() + i * d_pad_, lane.theta + i * d_, d_, d_pad_);
+      pad(sum_.get() + i * d_pad_, lane.reward_recent + i * d_, d_, d_pad_);
       spread(i);
       const T* from = lane.precision_recent + i * (d_ * (d_ + 1) / 2);
       for (int64_t r = 0; r < d_; ++r)
@@ -132,8 +129,10 @@ template <typename T> class Statistics {
     for (int64_t i = 0, padded = padded_; i < padded; i += kWidth<T>) {
       Vec<T> squared = load(squares + i);
       squared = load(touched + i) > T(0) ? squared : Vec<T>{} + untouched;
-      squared = squared > T(0) ? squared : Vec<T>{};
-      const Vec<T> root = roots(squared), mean = load(means + i) + load(floor + i);
+      // As everywhere: what is not a number stays so.
+      squared = squared < T(0) ? Vec<T>{} : squared;
+      const Vec<T> root = roots(squared), low = load(floor + i);
+      const Vec<T> mean = low < T(0) ? low : load(means + i);
       store(means + i, mean);
       store(widths + i, root);
       store(index + i, mean + load(beta + i) * root);
@@ -182,8 +181,6 @@ template <typename T> class Statistics {
   Scores<T> scores;
 
  private:
-  // Places within a vector, as wide as its numbers.
-  typedef decltype(Vec<T>{} < Vec<T>{}) Place;
   using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
   // Where the numbers of adapter `i` begin in an array of fours. A block is four vectors of fours;
@@ -215,7 +212,7 @@ template <typename T> class Statistics {
       const Integer *row = row_of_.get(), *column = column_of_.get();
       const Vec<T> whole = load(x);
       for (int64_t k = 0; k < numbers; k += kWidth<T>) {
-        Place rows, columns;
+        Place<Vec<T>> rows, columns;
         std::memcpy(&rows, row + k, sizeof(rows));
         std::memcpy(&columns, column + k, sizeof(columns));
         const Vec<T> both = __builtin_shuffle(whole, rows) * __builtin_shuffle(whole, columns);

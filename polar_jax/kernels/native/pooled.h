@@ -18,8 +18,8 @@ template <typename T> class Pooled {
 
   void begin(const T* inverse, const T* theta) {
     for (int64_t r = 0; r < d_; ++r)
-      for (int64_t c = 0; c < d_; ++c) inverse_[r * d_pad_ + c] = inverse[r * d_ + c];
-    for (int64_t c = 0; c < d_; ++c) theta_[c] = theta[c];
+      pad(inverse_.get() + r * d_pad_, inverse + r * d_, d_, d_pad_);
+    pad(theta_.get(), theta, d_, d_pad_);
   }
 
   void end(T* inverse, T* theta) const {

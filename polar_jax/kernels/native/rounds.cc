@@ -2,6 +2,9 @@
 //
 // One lane after the other, all its rounds at once: its statistics stay in the fastest cache, and
 // what a lane gives depends on nothing beside it.
+#include <new>
+#include <optional>
+
 #include "xla/ffi/api/ffi.h"
 
 #include "experts.h"
@@ -227,7 +230,13 @@ ffi::Error Serve(In<F> context, In<F> utility, In<F> noise, In<S32> span, In<F> 
   first.switched_ms = settle(switched_ms_in, switched_ms), first.loads = settle(loads_in, loads);
   first.pooled_inverse = settle(pooled_inverse_in, pooled_inverse);
   first.pooled_theta = settle(pooled_theta_in, pooled_theta);
-  Kernel<T> kernel(s, Attributes{selection, controller, theory, binary, pooled});
+  std::optional<Kernel<T>> held;
+  try {
+    held.emplace(s, Attributes{selection, controller, theory, binary, pooled});
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a lane's statistics");
+  }
+  Kernel<T>& kernel = *held;
   const auto at = [&](int64_t l) {
     Lane<T> lane = first;
     lane.context += l * rounds * d, lane.utility += l * rounds * n, lane.noise += l * rounds;

@@ -63,23 +63,31 @@ inline Vec<float> repeat4(const float* from) {
 inline Vec<double> repeat4(const double* from) { return load(from); }
 #endif
 
+// Numbers of a vector by their places; compilers have one form of it or the other.
+template <typename V> using Place = decltype(V{} < V{});
+#if defined(__clang__)
+#define POLAR_SHUFFLE(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
+#else
+#define POLAR_SHUFFLE(x, ...) __builtin_shuffle(x, Place<decltype(x)>{__VA_ARGS__})
+#endif
+
 // Every number replaced by the sum of the four that it is one of.
 inline Vec<float> sum4(Vec<float> x) {
 #if defined(__AVX512F__)
-  x += __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-  return x + __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  x += POLAR_SHUFFLE(x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  return x + POLAR_SHUFFLE(x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
 #else
-  x += __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
-  return x + __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+  x += POLAR_SHUFFLE(x, 1, 0, 3, 2, 5, 4, 7, 6);
+  return x + POLAR_SHUFFLE(x, 2, 3, 0, 1, 6, 7, 4, 5);
 #endif
 }
 inline Vec<double> sum4(Vec<double> x) {
 #if defined(__AVX512F__)
-  x += __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
-  return x + __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+  x += POLAR_SHUFFLE(x, 1, 0, 3, 2, 5, 4, 7, 6);
+  return x + POLAR_SHUFFLE(x, 2, 3, 0, 1, 6, 7, 4, 5);
 #else
-  x += __builtin_shufflevector(x, x, 1, 0, 3, 2);
-  return x + __builtin_shufflevector(x, x, 2, 3, 0, 1);
+  x += POLAR_SHUFFLE(x, 1, 0, 3, 2);
+  return x + POLAR_SHUFFLE(x, 2, 3, 0, 1);
 #endif
 }
 
@@ -120,13 +128,26 @@ template <typename T> inline int place_of(Vec<T> x, T value) {
     if (x[i] == value) return i;
   return -1;
 }
+template <typename M> inline bool any(M mask) {
+  int64_t found = 0;
+  for (size_t i = 0; i < sizeof(mask) / sizeof(mask[0]); ++i) found |= mask[i];
+  return found != 0;
+}
 #if defined(__AVX512F__)
+inline bool any(Place<Vec<float>> mask) {
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+}
 template <> inline float sum<float>(Vec<float> x) { return _mm512_reduce_add_ps(x); }
 template <> inline float largest<float>(Vec<float> x) { return _mm512_reduce_max_ps(x); }
 template <> inline int place_of<float>(Vec<float> x, float value) {
   return __builtin_ffs(_mm512_cmp_ps_mask(x, _mm512_set1_ps(value), _CMP_EQ_OQ)) - 1;
 }
 #endif
+
+// A row and its padding, which a lane that went wrong may have left something in.
+template <typename T> inline void pad(T* to, const T* from, int64_t count, int64_t padded) {
+  for (int64_t c = 0; c < padded; ++c) to[c] = c < count ? from[c] : T(0);
+}
 
 inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -142,19 +163,25 @@ template <typename T> struct Best {
   int32_t index;
 };
 
-// Largest of `padded` numbers (a whole number of vectors) and its first place.
+// Largest of `padded` numbers (a whole number of vectors, padded with -inf) and its first place.
+// As with `jnp.argmax`, what is not a number is larger than all that are.
 template <typename T> inline Best<T> first_max(const T* values, int64_t padded) {
   Vec<T> best = load(values);
+  Place<Vec<T>> wrong = best != best;
   for (int64_t i = kWidth<T>; i < padded; i += kWidth<T>) {
     const Vec<T> now = load(values + i);
     best = now > best ? now : best;
+    wrong |= now != now;
   }
+  if (any(wrong))
+    for (int64_t i = 0; i < padded; ++i)
+      if (values[i] != values[i]) return {values[i], static_cast<int32_t>(i)};
   const T value = largest<T>(best);
   for (int64_t i = 0; i < padded; i += kWidth<T>) {
     const int place = place_of<T>(load(values + i), value);
     if (place >= 0) return {value, static_cast<int32_t>(i + place)};
   }
-  return {value, 0};  // not a number anywhere
+  return {value, 0};
 }
 
 // Memory aligned to vectors, reused from lane to lane.
@@ -169,6 +196,10 @@ template <typename T> class Array {
   const T* get() const { return data_; }
   T& operator[](int64_t i) { return data_[i]; }
   const T& operator[](int64_t i) const { return data_[i]; }
+
+  Array() = default;
+  Array(Array&&) = default;
+  Array(const Array&) = delete;  // it would point into the other one
 
  private:
   std::vector<T> held_;
