@@ -192,6 +192,7 @@ def test_searches_return_the_references_sets_where_no_two_sets_tie(seed, room):
         np.testing.assert_array_equal(got, expected, err_msg=name)
 
 
+@pytest.mark.slow
 @quick
 @given(seed=st.integers(0, 2**32 - 1), slots=st.integers(0, ADAPTERS), size=st.integers(1, 2**40))
 def test_equal_sizes_give_the_sets_of_so_many_slots(seed, slots, size):
