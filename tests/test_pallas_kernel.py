@@ -70,6 +70,8 @@ def lowered(name: str, adapters: int, dim: int) -> str:
 
 @pytest.mark.parametrize("name", marked(RULES))
 @pytest.mark.parametrize("sizes", [(15, 16), (64, 32)])
+# jax 0.12 announces the end of the backend that the kernel is lowered by (docs/performance.md).
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 def test_every_rule_lowers_for_a_gpu(name, sizes):
     program = lowered(name, *sizes)
     assert "triton" in program
