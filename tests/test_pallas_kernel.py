@@ -64,8 +64,11 @@ def lowered(name: str, adapters: int, dim: int) -> str:
         return pallas_rounds.run_rounds(lane, *given, interpret=False)
 
     over_lanes = jax.jit(jax.vmap(run, in_axes=(0,) * 6 + (None,) * 2))
-    traced = over_lanes.trace(*arrays, np.int32(0), np.int32(9))
-    return traced.lower(lowering_platforms=("cuda",)).as_text()
+    # From 0.12 on, lowering asks which GPU it is for.
+    gpu = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):
+        traced = over_lanes.trace(*arrays, np.int32(0), np.int32(9))
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize("name", marked(RULES))
