@@ -95,9 +95,11 @@ def _measure(options: commands.Measure) -> int:
         with view.View("measuring", quiet=options.quiet) as progress:
             timings = measure.run(adapters, device, options.repeats, progress)
         data = files.paging_csv(timings.measured, adapters, timings.device)
-        files.put(options.out, data, overwrite=options.overwrite)
+        place = files.put_beside(options.out, data, overwrite=options.overwrite)
     except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         return terminal.error(terminal.describe(error, commands.Measure), FAILED)
+    if place != options.out:
+        terminal.say(f"{str(options.out)!r} has come to be there; the times are in {str(place)!r}.")
     for note in timings.notes:
         # Also with --quiet: what the figures are must not go unsaid.
         terminal.say(note)
@@ -107,7 +109,7 @@ def _measure(options: commands.Measure) -> int:
         found = summary.rows(timings.measured)
         view.print_rows(out, found)
         view.print_fits(out, summary.fits(found))
-        out.print(str(options.out), markup=False, soft_wrap=True)
+        out.print(str(place), markup=False, soft_wrap=True)
     return 0
 
 

@@ -18,10 +18,11 @@ from polar_jax import streams
 
 PROGRAM = "polar-jax"
 FAILED, BAD_INPUT = 1, 2
-# Slurm and its launchers warn with one of the last two before they kill.
+# A terminal that is closed hangs up; Slurm and its launchers warn with one of the last two
+# before they kill.
 SIGNALS = tuple(
     number
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if (number := getattr(signal, name, None)) is not None
 )
 _T = TypeVar("_T")

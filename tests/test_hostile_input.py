@@ -175,40 +175,70 @@ def test_a_length_that_lies_allocates_nothing(folder: pathlib.Path, length: int)
     assert peak_of(safetensors.read_header, path) < CONSTANT
 
 
-@pytest.mark.parametrize("item", ["[]", "{}", '"a"', "1"])
+@pytest.mark.parametrize("item", ["[]", "{}", '"a"', "1", '"\\u1234"', "[[[[]]]]"])
 def test_a_config_takes_little(folder: pathlib.Path, item: str) -> None:
     path = folder / "config"
-    path.write_text('{"r":[' + ",".join([item] * (240_000 // (len(item) + 1))) + "]}")
-    assert 200_000 < path.stat().st_size < peft.MAX_CONFIG
-    assert peak_of(_read_config, path) < 30 * peft.MAX_CONFIG
+    path.write_text('{"r":[' + ",".join([item] * (60_000 // (len(item) + 1))) + "]}")
+    assert 50_000 < path.stat().st_size < peft.MAX_CONFIG
+    assert peak_of(_read_config, path) < 2 * path.stat().st_size + 3 * 2**20
     path.write_bytes(b"x" * 10_000_000)
     assert peak_of(_read_config, path) < CONSTANT
 
 
-# Bytes that an adapter takes beside its name and its measurements.
-PER_ADAPTER = 1_000
+def _json_of(item: str) -> str:
+    return "[" + ",".join([item] * ((tables.MAX_JSON - 2) // (len(item) + 1))) + "]"
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "adapters", "factor"),
-    [
-        ("rows.csv", "adapter,ms\n" + "a,1\n" * 100_000, 1, 8),
-        ("real.csv", "adapter,tier,ms\n" + "support-de,disk,13.1234\n" * 20_000, 1, 3),
-        ("names.csv", "adapter,ms\n" + "".join(f"{i:x},1\n" for i in range(20_000)), 20_000, 8),
-        ("wide.csv", "adapter,ms,note\na,1," + "\U0001f600" * 100_000 + "\n", 1, 8),
-        ("quotes.csv", 'adapter,ms,note\na,1,"' + "x\n" * 60_000 + '"\n', 1, 8),
-        ("lists.json", "[" + ",".join(["[]"] * 100_000) + "]", 1, 30),
-        ("objects.json", "[" + ",".join(["{}"] * 100_000) + "]", 1, 30),
-        ("numbers.json", '{"a":[' + ",".join(["1"] * 100_000) + "]}", 1, 30),
-    ],
-)
-def test_tables_take_a_bounded_multiple(
-    folder: pathlib.Path, name: str, text: str, adapters: int, factor: int
-) -> None:
+# As much as each limit lets through, in the fewest bytes.
+FULL = {
+    "rows.csv": lambda: "adapter,ms\n" + "a,1\n" * tables.MAX_ROWS,
+    "names.csv": lambda: "adapter,ms\n" + "".join(f"{i:x},1\n" for i in range(tables.MAX_ADAPTERS)),
+    "tiers.csv": lambda: (
+        "adapter,tier,ms\n"
+        + "".join(
+            f"{i:x},{tier:x},1\n"
+            for i in range(tables.MAX_ADAPTERS)
+            for tier in range(tables.MAX_TIERS)
+        )
+    ),
+    "rectangle.csv": lambda: (
+        "adapter,ms\n"
+        + "".join(f"{i:x},1\n" for i in range(1_400))
+        + "a,1\n" * (tables.MAX_CELLS // 1_400 - 1)
+    ),
+    "wide.csv": lambda: "adapter,ms,note\na,1," + "\U0001f600" * 100_000 + "\n",
+    "quotes.csv": lambda: 'adapter,ms,note\na,1,"' + "x\n" * 60_000 + '"\n',
+    "spaces.csv": lambda: " \n" * 2_000_000,
+    "comment.csv": lambda: "adapter,ms,note\n" + ("a,1," + "x" * 100_000 + "\n") * 60,
+    "lists.json": lambda: _json_of("[]"),
+    "objects.json": lambda: _json_of("{}"),
+    "rows.json": lambda: _json_of('{"a":1}'),
+    "numbers.json": lambda: '{"a":' + _json_of("1")[:-9] + "]}",
+    "names.json": lambda: "{" + ",".join(f'"{i:x}":1' for i in range(50_000)) + "}",
+    "wide.json": lambda: '{"\U0001f600":[' + ",".join(["1"] * 200_000) + "]}",
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_table_takes_twice_its_file_and_a_constant(folder: pathlib.Path, name: str) -> None:
     path = folder / name
-    path.write_text(text)
+    path.write_text(FULL[name]())
     size = path.stat().st_size
-    assert peak_of(read_paging_table, path) < factor * size + adapters * PER_ADAPTER + CONSTANT
+    assert size <= (tables.MAX_JSON if path.suffix == ".json" else tables.MAX_FILE)
+    assert peak_of(read_paging_table, path) < 2 * size + tables.MAX_BESIDE
+
+
+def test_the_bound_of_tables_can_fail(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One rectangle beyond the limit, which a file of 80 kB could ask for.
+    path = folder / "beyond.csv"
+    many = "".join(f"{i:x},1\n" for i in range(5_000))
+    path.write_text("adapter,ms\n" + many + "a,1\n" * 5_000)
+    with pytest.raises(ValueError, match="adapters times measurements"):
+        read_paging_table(path)
+    monkeypatch.setattr(tables, "MAX_CELLS", 10**8)
+    assert peak_of(read_paging_table, path) > 2 * path.stat().st_size + tables.MAX_BESIDE
 
 
 LIMITS = {
@@ -218,6 +248,10 @@ LIMITS = {
         "measurements of 4 adapters",
     ),
     "bytes": ("t.csv", "adapter,ms\na,1\n", "MAX_FILE", "at most 4 bytes, got 15"),
+    "tiers": (
+        *("t.csv", "adapter,tier,ms\n" + "".join(f"a,{i},1\n" for i in range(5)), "MAX_TIERS"),
+        "at most 4 tiers, got more",
+    ),
     "JSON": ("t.json", '{"a": 1}', "MAX_JSON", "at most 4 bytes, got 8; use CSV"),
     "a rectangle": (
         *("t.csv", "adapter,ms\na,1\na,2\na,3\nb,1\n", "MAX_CELLS"),

@@ -212,7 +212,9 @@ def test_a_device_that_runs_out_of_memory_is_one_line(
     assert not pathlib.Path("paging.csv").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_an_interrupt_leaves_whole_adapters_alone(
     number: signal.Signals, code: int, tmp_path: pathlib.Path
 ) -> None:

@@ -380,6 +380,12 @@ def test_files_are_whole_or_absent_and_never_over_another(
     with pytest.raises(FileExistsError):
         files.put(out, b"two", overwrite=False)
     assert out.read_bytes() == b"one"
+    # Measurements cannot be had again: they go beside what has come to be there.
+    beside = [files.put_beside(out, data, overwrite=False) for data in (b"a", b"b")]
+    assert [path.name for path in beside] == ["loads-2.csv", "loads-3.csv"]
+    assert [path.read_bytes() for path in beside] == [b"a", b"b"]
+    for path in beside:
+        path.unlink()
     files.put(out, b"two", overwrite=True)
 
     def full(path: pathlib.Path, _: bytes) -> int:

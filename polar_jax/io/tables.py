@@ -20,10 +20,12 @@ points. JSON: a list of objects; or an object of columns, which are lists; or an
 `{adapter: ms or [ms, ...]}`. Parquet: numbers and text in plain columns. In JSON and
 Parquet one row may hold a list of milliseconds.
 
-**Limits.** A file has at most `MAX_FILE` bytes, `MAX_ROWS` measurements and `MAX_ADAPTERS`
-adapters; adapters times the most measurements of one are at most `MAX_CELLS`, as a table
-holds a rectangle. Parquet is refused by its own metadata where it would unpack to more than
-`MAX_FILE` bytes.
+**Limits.** A file has at most `MAX_FILE` bytes, `MAX_ROWS` measurements, `MAX_TIERS` tiers and
+`MAX_ADAPTERS` adapters; adapters times the most measurements of one are at most `MAX_CELLS`, as
+a table holds a rectangle. Parquet is refused by its own metadata where it would unpack to more than
+`MAX_UNPACKED` bytes. With them reading takes at most twice the file and `MAX_BESIDE` bytes,
+whatever is in it: names, measurements and JSON's values take several times their text as Python
+and NumPy hold them, so it is their number that is kept small.
 """
 
 import array
@@ -50,8 +52,9 @@ COLUMNS = {
 
 # Suffix of a tier that is another one from a warm cache.
 WARM = "-warm"
-MAX_FILE, MAX_ROWS, MAX_ADAPTERS, MAX_CELLS = 2**26, 2 * 10**6, 10**5, 5 * 10**7
-MAX_JSON = 2**24
+MAX_FILE, MAX_ROWS, MAX_ADAPTERS, MAX_CELLS = 2**26, 5 * 10**5, 10**4, 2 * 10**6
+MAX_JSON, MAX_UNPACKED, MAX_BESIDE = 2**19, 2**24, 2**25
+MAX_TIERS = 8
 _CHUNK = 2**16
 _Result = TypeVar("_Result")
 
@@ -124,7 +127,7 @@ def _read(path: str | os.PathLike[str], use: Callable[[dict[str, Measured]], _Re
     try:
         if size > MAX_FILE:
             raise ValueError(f"must hold at most {MAX_FILE} bytes, got {size}.")
-        if not data.strip():
+        if not data or data.isspace():  # A stripped copy would be another file in memory.
             raise ValueError("the file is empty; a paging table has one or more adapters.")
         return use(_collect(parse(data)))
     except ValueError as error:
@@ -259,7 +262,7 @@ def _parse_parquet(data: bytes) -> _Raw:
         roles.update(_find_columns(names))
         return list(roles.values())
 
-    rows = parquet.rows(data, wanted, max_rows=MAX_ROWS, max_bytes=MAX_FILE)
+    rows = parquet.rows(data, wanted, max_rows=MAX_ROWS, max_bytes=MAX_UNPACKED)
     return _Raw(list(roles), _numbered(rows))
 
 
@@ -308,12 +311,16 @@ def _collect(raw: _Raw) -> dict[str, Measured]:
         raise ValueError("holds no adapters; a paging table has one or more.")
     roles = _find_columns(raw.columns)
     adapters: dict[str, Measured] = {}
+    tiers: set[str] = set()
     count = 0
     for label, cells in raw.rows:
         name = _text(cells[roles["adapter"]], f"{label}: adapter")
         tier = "unspecified"
         if "tier" in roles:
             tier = _text(cells[roles["tier"]], f"{label}: tier").casefold()
+        tiers.add(tier)
+        if len(tiers) > MAX_TIERS:
+            raise ValueError(f"{label}: must name at most {MAX_TIERS} tiers, got more.")
         adapter = adapters.setdefault(name, Measured({}, None))
         times = _milliseconds(cells[roles["ms"]], f"{label}: ms", raw.text_numbers)
         adapter.tiers.setdefault(tier, array.array("d")).extend(times)

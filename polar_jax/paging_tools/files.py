@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,25 @@ def put(out: pathlib.Path, data: bytes, *, overwrite: bool) -> None:
             os.link(partial, out)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def put_beside(out: pathlib.Path, data: bytes, *, overwrite: bool) -> pathlib.Path:
+    """`put`, or beside it as `NAME-2`, `NAME-3`, ... where a file has come to be there meanwhile.
+
+    For what cannot be had again: measurements.
+
+    Returns:
+      Where the data is.
+    """
+    place = out
+    for number in itertools.count(2):
+        try:
+            put(place, data, overwrite=overwrite)
+        except FileExistsError:
+            place = out.with_name(f"{out.stem}-{number}{out.suffix}")
+        else:
+            break
+    return place
 
 
 def paging_csv(

@@ -12,7 +12,7 @@ from polar_jax.paging import PagingTable
 from polar_jax.paging_tools import summary
 from polar_jax.paging_tools.summary import Fit, Row
 
-# Lines of a table; a file may hold 100,000 adapters.
+# Lines of a table; a file may hold 10,000 adapters.
 _MOST = 60
 # Without a terminal, a line at least this often.
 _QUIET_SECONDS = 10.0
