@@ -48,6 +48,7 @@ def _plan(options: Bench, platform: str) -> "Plan":
         repeats=options.repeats,
         seconds=options.seconds,
         memory_bytes=runs.default_memory(platform) if limit is None else int(limit * 2**30),
+        kernels=options.kernel_names(platform),
     )
 
 

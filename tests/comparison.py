@@ -1,12 +1,15 @@
 """One run beside the reference's on the same requests, lane by lane."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import helpers
 import numpy as np
-from reference import ReferenceLane, run_lane
+from reference import ReferenceLane, replay_lane, run_lane
 
 from polar_jax import lanes, policies
+
+# In float32 a decision may score so far below the reference's best.
+TOLERANCE = 1e-4
 
 
 class Case(NamedTuple):
@@ -29,6 +32,31 @@ class Case(NamedTuple):
             helpers.reference_settings(self.settings),
             oracle_set=self.results.oracle_set[lane],
         )
+
+    def replayed(self, name: str, lane: int) -> Any:
+        """The reference's judgement of a lane's own decisions."""
+        got = self.engine(name, lane)
+        return replay_lane(
+            name,
+            helpers.reference_rounds(self.experiment, self.results.policies[name], lane),
+            helpers.reference_problem(self.experiment, self.results, lane),
+            helpers.reference_settings(self.settings),
+            actions=got.actions,
+            forced=got.forced,
+            resident=got.resident,
+            oracle_set=self.results.oracle_set[lane],
+            tolerance=TOLERANCE,
+        )
+
+
+def near_ties(case: Case, name: str, lane: int) -> int:
+    """Asserts that every decision scores as the reference's best; how many were near-ties."""
+    replay = case.replayed(name, lane)
+    assert replay.worst_action_gap <= TOLERANCE
+    assert replay.worst_replan_gap <= TOLERANCE
+    assert replay.wrong_forced == 0
+    assert replay.set_mismatches == 0
+    return replay.action_near_ties
 
 
 def assert_same_lane(case: Case, name: str, lane: int) -> None:

@@ -34,6 +34,7 @@ class Shape(NamedTuple):
     dim: int = 5
     binary: bool = False
     theory: bool = False
+    pooled: bool = False
 
 
 class Case(NamedTuple):
@@ -49,7 +50,12 @@ class Case(NamedTuple):
 
 def make_lane(shape: Shape, *, slots: int, active: int, features: int, rng: Any) -> simulate.Lane:
     """A lane with random costs; adapters and features beyond the active ones fill up."""
-    settings = policies.Settings(beta="theory" if shape.theory else "constant", alpha=0.3)
+    settings = policies.Settings(
+        beta="theory" if shape.theory else "constant",
+        alpha=0.3,
+        ridge=2.0 if shape.pooled else 1.0,
+        prior="pooled" if shape.pooled else "zero",
+    )
     policy = policies.policy(
         shape.name,
         num_adapters=shape.adapters,

@@ -325,6 +325,8 @@ def _quick_machine() -> limits.Machine:
         ("--lanes 0", "--lanes must be whole numbers in [1, 1048576], separated by commas; got"),
         ("--policies polar_expert", "--policies must be one of polar, "),
         ("--policies lru,lru", "--policies must not repeat, got lru more than once."),
+        ("--kernels abacus", "--kernels must be one of xla, native, pallas, blocked; got 'abacus'"),
+        ("--kernels xla,xla", "--kernels must not repeat, got xla more than once."),
         ("--rounds 300", "--rounds must be a multiple of 256, got 300."),
         ("--repeats 0", "--repeats must be a whole number in [1, 1000], got 0."),
         ("--seconds nan", "--seconds must be a number in"),

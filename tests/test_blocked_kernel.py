@@ -31,7 +31,7 @@ class TestBlockedKernel(kernel_cases.KernelContract):
 class TestBlockedLanes(kernel_lanes.ReferenceContract):
     """The contract of every kernel's lanes."""
 
-    kernel = staticmethod(blocked_rounds.run_rounds)
+    name = "blocked"
 
 
 def test_rules_with_a_pooled_prior_are_refused():

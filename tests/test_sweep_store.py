@@ -90,6 +90,10 @@ def test_of_many_that_create_a_folder_at_once_all_get_the_same_manifest(
             r'jax_platform is "cpu" there, "gpu" here; device_kind is "cpu" there, "H100" here',
         ),
         (
+            changed(machine={**MANIFEST["machine"], "kernel": "native"}),
+            r'the kernel \(POLAR_JAX_KERNEL\) is "xla" there, "native" here',
+        ),
+        (
             changed(buckets=[{**MANIFEST["buckets"][0], "tile": 64}]),
             "tile of bucket 0 is 32 there, 64 here",
         ),

@@ -11,8 +11,8 @@ import helpers
 import jax
 import numpy as np
 import pytest
-from comparison import Case, assert_same_lane
-from reference import best_static_set, lane_metrics, replay_lane
+from comparison import Case, assert_same_lane, near_ties
+from reference import best_static_set, lane_metrics
 
 from polar_jax import lanes, policies
 
@@ -20,7 +20,6 @@ HORIZON = 1200  # Two chunks, four doubling epochs.
 SEEDS = (0, 1)
 LANES_OF = {"clustered": (0,), "sticky": (0, 1)}
 OF_BINARY = ("polar_experts", "lfu")
-TOLERANCE = 1e-4
 REFERENCE_NAMES = {
     "regret_routing": "routing",
     "regret_forced": "forced",
@@ -155,27 +154,9 @@ def test_variants_in_float64_equal_the_reference(variant):
 @pytest.mark.parametrize("name", policies.NAMES)
 def test_every_float32_decision_scores_as_the_references_best(name, record_property):
     case = main_case("sticky", np.float32)
-    near_ties = 0
-    for lane in range(len(SEEDS)):
-        got = case.engine(name, lane)
-        replay = replay_lane(
-            name,
-            helpers.reference_rounds(case.experiment, case.results.policies[name], lane),
-            helpers.reference_problem(case.experiment, case.results, lane),
-            helpers.reference_settings(None),
-            actions=got.actions,
-            forced=got.forced,
-            resident=got.resident,
-            oracle_set=case.results.oracle_set[lane],
-            tolerance=TOLERANCE,
-        )
-        assert replay.worst_action_gap <= TOLERANCE
-        assert replay.worst_replan_gap <= TOLERANCE
-        assert replay.wrong_forced == 0
-        assert replay.set_mismatches == 0
-        near_ties += replay.action_near_ties
-    record_property("near_ties", near_ties)
-    print(f"{name}: {near_ties} near-ties in {len(SEEDS) * HORIZON} rounds")
+    found = sum(near_ties(case, name, lane) for lane in range(len(SEEDS)))
+    record_property("near_ties", found)
+    print(f"{name}: {found} near-ties in {len(SEEDS) * HORIZON} rounds")
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64])

@@ -39,6 +39,8 @@ class Bench:
       lanes: numbers of lanes, separated by commas or spaces.
       policies: policies to measure, separated by commas or spaces; full_cache is LinUCB and nothing
         else, as the baselines are, and is checked like them.
+      kernels: kernels to measure alone, of xla, native, pallas and blocked, separated by commas or
+        spaces (docs/performance.md). Whole runs take what POLAR_JAX_KERNEL says.
       rounds: rounds of a call, a multiple of 256; what is drawn for a kernel, which longer samples
         repeat.
       repeats: samples of everything, at least 1; medians of fewer than 5 tell little.
@@ -57,6 +59,7 @@ class Bench:
     shapes: tuple[str, ...] = ("15x16,64x32,256x64",)
     lanes: tuple[str, ...] = ("1,64,1024,8192",)
     policies: tuple[str, ...] = ("full_cache,lru,polar_experts",)
+    kernels: Annotated[tuple[str, ...], _arg("[STR [STR ...]]", "those that can run here")] = ()
     rounds: int = 1_024
     repeats: int = 5
     seconds: float = 0.5
@@ -144,6 +147,18 @@ class Bench:
         if not words:
             raise ValueError("--policies must name one or more, such as lru; got none.")
         return [checks.one_of("--policies", word, policies.NAMES) for word in words]
+
+    def kernel_names(self, platform: str) -> list[str]:
+        """The kernels that were named, each of which can run on a kind of device here.
+
+        Raises:
+          ValueError: for an unknown one, one that cannot run here, or one that is repeated.
+        """
+        from polar_jax import kernels
+
+        words = _split(self.kernels)
+        checks.distinct("--kernels", words)
+        return [kernels.check("--kernels", word, platform) for word in words]
 
     def lane_numbers(self) -> list[int]:
         """The numbers of lanes, fewest first.

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from polar_jax import kernels, manifest
@@ -58,7 +58,7 @@ def build(
             for name, value in options.items()
         },
         **limits.surroundings(),
-        "kernels": list(kernels.available(machine.platform)),
+        "kernels": sorted({row.name.partition(",")[0] for row in _kernel_rows(cases)}),
         "kernel_of_whole_runs": kernels.chosen(machine.platform),
         "limits": {
             "units": "per second: operations of float32, bytes read and written",
@@ -68,6 +68,10 @@ def build(
         "missing": dict(missing),
         "cases": [_case(case, machine) for case in cases],
     }
+
+
+def _kernel_rows(cases: Sequence[Case]) -> Iterator[Row]:
+    return (row for case in cases for row in case.rows if row.group == "kernel")
 
 
 def _case(case: Case, machine: Machine) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from polar_jax.bench.limits import Machine
 BATCH = 64
 # A sample may take so many times the time asked for, where it cannot be shorter.
 _PATIENCE = 10.0
+_FEW_CHUNKS = 8
 _MOST_RUN, _MOST = 2**20, 2**30  # rounds of a whole run; of anything
 Report = Callable[[str, int, int], None]  # what is in work, what is done, what there is
 
@@ -35,6 +36,7 @@ class Plan(NamedTuple):
     whole_runs: bool = True
     compare: bool = True  # with the other packages and NumPy over lanes, beside the NumPy loop
     check_rounds: int = 256
+    kernels: Sequence[str] = ()  # that are measured alone; those that can run here where none
 
 
 @dataclasses.dataclass
@@ -182,7 +184,8 @@ def _jobs(
             yield _baseline_job(plan, shape, kind, stream)
     filled = engine.filled_lanes(lanes.Shape(*shape), count, ready.platform)
     parallel = count > programs.tile_width(lanes.Shape(*shape), ready.platform)
-    for name, policy in itertools.product(kernels.available(ready.platform), plan.policies):
+    names = plan.kernels or kernels.available(ready.platform)
+    for name, policy in itertools.product(names, plan.policies):
         row = Row("kernel", f"{name}, {policy}", *shape, count, filled, all_cores=parallel)
         row.skipped = refusal
         taken = "" if refusal else kernels.taken(name, ready.rule(policy), shape, sized=False)
@@ -239,7 +242,10 @@ def _run_job(row: Row, policy: str, chunk: int) -> _Job:
     def serve(rounds: int) -> Sample:
         return engine.whole_run(shape, policy, num_lanes=row.lanes, horizon=rounds, chunk=chunk)
 
-    return _Job(row, serve, least=chunk, most=_MOST_RUN)
+    # Doubling epochs crowd at the beginning of a run, and each refreshes the statistics: a run of
+    # one chunk would time little else where there are many features.
+    chunks = _FEW_CHUNKS if row.lanes <= BATCH else 1
+    return _Job(row, serve, least=chunks * chunk, most=_MOST_RUN)
 
 
 def check_choices(chosen: np.ndarray, stream: baselines.Stream, row: Row) -> float:

@@ -6,8 +6,9 @@ order. What a kernel does not have takes the XLA path, policy by policy.
 * "xla": `simulate.run_rounds` itself, on every device.
 * "native": C++ for processors, one lane after the other, its statistics in cache.
 * "pallas": for GPUs, one program per lane for a whole segment, its statistics on chip; shapes that
-  do not fit there are scored ahead in blocks of rounds. It has not run on a GPU yet, so that
-  nothing takes it unasked. On processors it is interpreted: for tests.
+  do not fit there take "blocked". It has not run on a GPU yet, so that nothing takes it unasked.
+  On processors it is interpreted: for tests.
+* "blocked": plain JAX on every device; rounds are scored ahead in blocks by matrix products.
 """
 
 import os
@@ -18,7 +19,7 @@ from polar_jax import checks, simulate
 from polar_jax.kernels import blocked_rounds, native_build, native_rounds, pallas_rounds
 from polar_jax.types import Rule
 
-NAMES = ("xla", "native", "pallas")
+NAMES = ("xla", "native", "pallas", "blocked")
 VARIABLE = "POLAR_JAX_KERNEL"
 
 
@@ -44,23 +45,30 @@ def chosen(platform: str) -> str:
       ValueError: for an unknown name, or a kernel that cannot run here.
     """
     name = os.environ.get(VARIABLE, "")
-    if not name:
-        return available(platform)[-1]
-    checks.one_of(VARIABLE, name, NAMES)
-    if name != "native":
-        return name
-    if platform != "cpu":
-        raise ValueError(
-            f"{VARIABLE}={name} runs on processors alone, and the device is {platform}."
-        )
-    reason = native_build.native().reason
-    if reason:
-        raise ValueError(f"{VARIABLE}={name} cannot be had here: {reason}")
+    return check(VARIABLE, name, platform) if name else available(platform)[-1]
+
+
+def check(label: str, name: str, platform: str) -> str:
+    """Returns the name of a kernel that can run on a kind of device here.
+
+    Args:
+      label: what names it, for messages.
+      name: the name received.
+      platform: "cpu", "gpu" or "tpu".
+
+    Raises:
+      ValueError: for an unknown name, or a kernel that cannot run here.
+    """
+    checks.one_of(label, name, NAMES)
+    if name == "native" and platform != "cpu":
+        raise ValueError(f"{label}: native runs on processors alone, and the device is {platform}.")
+    if name == "native" and native_build.native().reason:
+        raise ValueError(f"{label}: native cannot be had here: {native_build.native().reason}")
     return name
 
 
 def taken(name: str, rule: Rule, shape: tuple[int, int], *, sized: bool) -> str:
-    """What serves one policy: `name`, "blocked" where its state does not fit on chip, or "xla".
+    """What serves one policy: `name`, or a kernel that has its rule and shape where that has not.
 
     Args:
       name: of `NAMES`.
@@ -70,11 +78,10 @@ def taken(name: str, rule: Rule, shape: tuple[int, int], *, sized: bool) -> str:
     """
     if name == "native":
         return name if native_rounds.supports(rule, sized=sized) else "xla"
-    if name == "pallas":
-        if pallas_rounds.supports(rule, sized=sized) and pallas_rounds.fits(*shape):
-            return name
-        return "blocked" if blocked_rounds.supports(rule) else "xla"
-    return "xla"
+    on_chip = pallas_rounds.supports(rule, sized=sized) and pallas_rounds.fits(*shape)
+    if name == "pallas" and on_chip:
+        return name
+    return "blocked" if name != "xla" and blocked_rounds.supports(rule) else "xla"
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {

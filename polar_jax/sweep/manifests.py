@@ -136,6 +136,9 @@ def _other_differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> l
     machines = [manifest.get("machine") or {} for manifest in (stored, given)]
     for name in ("jax_platform", "device_kind"):
         differences += _difference(name, machines[0].get(name), machines[1].get(name))
+    # Sums in another order: a sweep's rows are of one kernel, which POLAR_JAX_KERNEL chooses.
+    before, after = (machine.get("kernel", "xla") for machine in machines)
+    differences += _difference("the kernel (POLAR_JAX_KERNEL)", before, after)
     buckets = [manifest.get("buckets") or [] for manifest in (stored, given)]
     differences += _difference("the number of buckets", len(buckets[0]), len(buckets[1]))
     for number, (before, after) in enumerate(zip(*buckets, strict=False)):
