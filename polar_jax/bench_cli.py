@@ -65,10 +65,11 @@ def _measure(options: Bench) -> int:
 
     from polar_jax import console, kernels
     from polar_jax.bench import baselines, limits, record, runs, view
+    from polar_jax.paging_tools import files
     from polar_jax.paging_tools.view import View
 
     if options.json is not None:
-        record.check_file("--json", options.json, overwrite=options.overwrite)
+        files.check_out(options.json, overwrite=options.overwrite, option="--json")
 
     platform = jax.devices()[0].platform
     kernel = kernels.chosen(platform)
@@ -101,13 +102,13 @@ def _scale(options: Bench) -> int:
     import jax
 
     from polar_jax import kernels
-    from polar_jax.bench import record, scaling
+    from polar_jax.bench import scaling
     from polar_jax.paging_tools import files
     from polar_jax.paging_tools.view import View
 
     csv_file, figure = options.out / "scaling.csv", options.out / "scaling.png"
     for path in (csv_file, figure):
-        record.check_file("--out", path, overwrite=options.overwrite)
+        files.check_out(path, overwrite=options.overwrite)
 
     platform = jax.devices()[0].platform
     kernels.chosen(platform)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -94,30 +93,6 @@ def _row(row: Row, machine: Machine) -> dict[str, Any]:
     if found is None:
         return values
     return values | found._asdict() | {"fraction_of_limit": found.fraction}
-
-
-def check_file(option: str, path: pathlib.Path, *, overwrite: bool) -> None:
-    """Checks that a file can be written, before the work for it is done.
-
-    Args:
-      option: that named it.
-      path: the file.
-      overwrite: whether it may be there already.
-
-    Raises:
-      ValueError: for a folder, or a file that is there already.
-      OSError: if its folder cannot be made or written to.
-    """
-    if path.is_dir():
-        raise ValueError(f"{option} must be a file, got the folder {str(path)!r}.")
-    if os.path.lexists(path) and not overwrite:
-        raise ValueError(
-            f"{option} {str(path)!r} already exists; allowed are another file, or --overwrite."
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    probe = files.temporary(path)
-    probe.touch()
-    probe.unlink()
 
 
 def write_json(path: pathlib.Path, values: dict[str, Any], *, overwrite: bool) -> None:

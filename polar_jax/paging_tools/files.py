@@ -13,25 +13,28 @@ from polar_jax.io.tables import Measured
 COLUMNS = ("adapter", "tier", "ms", "size_bytes", "rank", "device")
 
 
-def check_out(out: pathlib.Path, suffixes: Sequence[str], *, overwrite: bool) -> None:
+def check_out(
+    out: pathlib.Path, suffixes: Sequence[str] = (), *, overwrite: bool, option: str = "--out"
+) -> None:
     """Checks that a file can be written, before the work for it is done.
 
     Args:
       out: the file.
-      suffixes: those allowed.
+      suffixes: those allowed; any where there are none.
       overwrite: whether it may be there already.
+      option: that named it, for messages.
 
     Raises:
       ValueError: for another suffix, a folder, or a file that is there already.
       OSError: if its folder cannot be made or written to.
     """
-    if out.suffix.lower() not in suffixes:
-        raise ValueError(f"--out must end in {' or '.join(suffixes)}, got {str(out)!r}.")
+    if suffixes and out.suffix.lower() not in suffixes:
+        raise ValueError(f"{option} must end in {' or '.join(suffixes)}, got {str(out)!r}.")
     if out.is_dir():
-        raise ValueError(f"--out must be a file, got the folder {str(out)!r}.")
+        raise ValueError(f"{option} must be a file, got the folder {str(out)!r}.")
     if os.path.lexists(out) and not overwrite:
         raise ValueError(
-            f"--out {str(out)!r} already exists; allowed are another file, or --overwrite."
+            f"{option} {str(out)!r} already exists; allowed are another file, or --overwrite."
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     # Found out now, not after the work.

@@ -11,7 +11,7 @@ template <typename T> class Experts {
       : n_(sizes.adapters), padded_(padded), count_(sizes.numbers - kOwn - 2) {
     for (Array<T>* one : {&q_, &net_, &work_}) one->resize(padded, -kInf<T>);
     cost_.resize(padded, T(0)), shortfall_.resize(count_);
-    inside_.resize(padded * count_), value_.resize(padded * count_), deficit_.resize(padded * count_);
+    for (Array<T>* one : {&inside_, &value_, &deficit_}) one->resize(padded * count_);
     route_.resize(static_cast<size_t>(count_));
   }
 

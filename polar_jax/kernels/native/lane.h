@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cmath>
-#include <cstdlib>
 #include <type_traits>
 #include <vector>
 
@@ -30,7 +29,7 @@ struct Attributes {
   bool theory, binary, pooled;
 };
 
-// What one lane is given and what it gives back; arrays as `native.py` passes them.
+// What one lane is given and what it gives back; arrays as `native_rounds.py` passes them.
 template <typename T> struct Lane {
   const T *context, *utility, *noise;
   const int32_t* span;  // start, stop, quota
@@ -57,8 +56,9 @@ template <typename T> struct Scores {
 template <typename T> class Statistics {
  public:
   Statistics(const Sizes& sizes, bool pooled)
-      : pooled_(pooled), common_(sizes.features), n_(sizes.adapters), d_(sizes.features), d_pad_(round_up(d_, kWidth<T>)),
-        padded_(round_up(n_, kWidth<T>)), theta_groups_((d_ + 3) / 4) {
+      : pooled_(pooled), common_(sizes.features), n_(sizes.adapters), d_(sizes.features),
+        d_pad_(round_up(d_, kWidth<T>)), padded_(round_up(n_, kWidth<T>)),
+        theta_groups_((d_ + 3) / 4) {
     for (int64_t r = 0; r < d_; ++r) row_.push_back(groups_), groups_ += r / 4 + 1;
     numbers_ = round_up(groups_ * 4, kWidth<T>);
     triangle_.resize(padded_ * groups_ * 4), estimate_.resize(padded_ * theta_groups_ * 4);
@@ -74,7 +74,8 @@ template <typename T> class Statistics {
       }
     for (Array<T>* one : {&scores.mean, &scores.width, &scores.beta, &scores.index, &scores.net})
       one->resize(padded_, -kInf<T>);
-    squared_.resize(padded_), shrunk_.resize(padded_), floor_.resize(padded_, -kInf<T>), touched_.resize(padded_);
+    squared_.resize(padded_), shrunk_.resize(padded_), touched_.resize(padded_);
+    floor_.resize(padded_, -kInf<T>);
   }
 
   int64_t padded() const { return padded_; }
@@ -83,7 +84,8 @@ template <typename T> class Statistics {
     if (pooled_) common_.begin(lane.pooled_inverse, lane.pooled_theta);
     for (int64_t i = 0; i < n_; ++i) {
       for (int64_t r = 0; r < d_; ++r)
-        pad(inverse_.get() + (i * d_ + r) * d_pad_, lane.precision_inv + (i * d_ + r) * d_, d_, d_pad_);
+        pad(inverse_.get() + (i * d_ + r) * d_pad_, lane.precision_inv + (i * d_ + r) * d_, d_,
+            d_pad_);
       pad(theta_.get() + i * d_pad_, lane.theta + i * d_, d_, d_pad_);
       pad(sum_.get() + i * d_pad_, lane.reward_recent + i * d_, d_, d_pad_);
       spread(i);
@@ -236,8 +238,10 @@ template <typename T> class Statistics {
     T *shrunk = shrunk_.get(), *means = scores.mean.get();
     int64_t k = 0;
     for (int64_t r = 0; r < d_; ++r)
-      for (int64_t c = 0; c <= r; c += 4, k += 4)
-        store4(weight_.get() + k, (x[r] * load4(t + c) + t[r] * load4(x + c)) * load4(twice + k) / T(2));
+      for (int64_t c = 0; c <= r; c += 4, k += 4) {
+        const Four<T> both = x[r] * load4(t + c) + t[r] * load4(x + c);
+        store4(weight_.get() + k, both * load4(twice + k) / T(2));
+      }
     products(triangle_.get(), weight_.get(), groups_, shrunk);
     const T untouched = dot(x, t, d_pad_);
     for (int64_t i = 0; i < n_; ++i)

@@ -136,7 +136,7 @@ template <typename T> class Kernel {
   bool pending_ = true;  // whether loads of a replan may be waiting to be booked
 };
 
-// How long a lane's arrays are: whether two lanes are given the same, and one's results as another's.
+// How long a lane's arrays are: whether two lanes are given the same; one's results for another.
 struct Extent {
   Sizes s;
   bool pooled;
@@ -176,7 +176,8 @@ struct Extent {
     act(a.adapter, b.adapter, rounds), act(a.forced, b.forced, rounds);
     act(a.sets, b.sets, rounds * n), act(a.switched, b.switched, rounds);
     act(a.switched_ms, b.switched_ms, rounds), act(a.loads, b.loads, rounds);
-    if (pooled) act(a.pooled_inverse, b.pooled_inverse, d * d), act(a.pooled_theta, b.pooled_theta, d);
+    if (!pooled) return;
+    act(a.pooled_inverse, b.pooled_inverse, d * d), act(a.pooled_theta, b.pooled_theta, d);
   }
 };
 
@@ -283,7 +284,8 @@ template <ffi::DataType F> auto Binding() {
       .template Ret<RA>().template Ret<RA>().template Ret<RA>().template Ret<RA>()
       .template Ret<RI>().template Ret<RB>().template Ret<RB>().template Ret<RA>()
       .template Ret<RI>().template Ret<RI>().template Ret<RB>().template Ret<RB>()
-      .template Ret<RA>().template Ret<RA>().template Ret<RI>().template Ret<RA>().template Ret<RA>()
+      .template Ret<RA>().template Ret<RA>().template Ret<RI>()
+      .template Ret<RA>().template Ret<RA>()
       .template Attr<int64_t>("selection").template Attr<int64_t>("controller")
       .template Attr<bool>("theory").template Attr<bool>("binary").template Attr<bool>("pooled");
 }

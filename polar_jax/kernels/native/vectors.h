@@ -107,7 +107,7 @@ template <typename T> inline Vec<T> one_of_each(const Vec<T>* from) {
   typedef decltype(from[0] < from[1]) Mask;
   Mask second = {}, third = {}, fourth = {};
   for (int j = 0; j < kWidth<T>; ++j)
-    second[j] = j % 4 == 1 ? -1 : 0, third[j] = j % 4 == 2 ? -1 : 0, fourth[j] = j % 4 == 3 ? -1 : 0;
+    second[j] = -(j % 4 == 1), third[j] = -(j % 4 == 2), fourth[j] = -(j % 4 == 3);
   const Vec<T> low = second ? from[1] : from[0];
   return fourth ? from[3] : third ? from[2] : low;
 }
