@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from polar_jax import cli, kernels, lanes, terminal
-from polar_jax.bench import arithmetic, baselines, engine, limits, record, runs, worker
+from polar_jax.bench import arithmetic, baselines, engine, limits, record, runs, scaling, worker
 from polar_jax.bench.arithmetic import Cache, Limits, Sample, Work
 from polar_jax.bench.commands import Bench
 
@@ -385,3 +385,15 @@ def test_scaling_is_written_as_figures_and_numbers() -> None:
 def _row(group: str, name: str, value: int) -> runs.Row:
     samples = [Sample(1_000, 1e-4 * value)]
     return runs.Row(group, name, 4, 2, 64, 64, all_cores=True, rounds=16, samples=samples)
+
+
+def test_kernels_and_policies_look_different_in_the_figure() -> None:
+    names = [
+        ("kernel", f"{kernel}, {policy}")
+        for kernel in kernels.NAMES
+        for policy in ("full_cache", "lru", "polar_experts")
+    ]
+    names += [("everything", "full_cache"), ("baseline", baselines.REFERENCE)]
+    rows = [runs.Row(group, name, 15, 16, 1, 1, all_cores=False) for group, name in names]
+    looks = {tuple(map(str, scaling._look(row).values())) for row in rows}
+    assert len(looks) == len(rows)

@@ -31,6 +31,7 @@ AXES = {
     "horizon": "rounds of a run T, set-up included",
 }
 _STEPS = 1_000
+_MARKERS = {"xla": "o", "native": "s", "pallas": "^", "blocked": "v"}
 
 
 class Sweep(NamedTuple):
@@ -138,8 +139,8 @@ def scaling_png(points: Sequence[Point], machine: Machine) -> bytes:
     """Nanoseconds per decision along every axis, logarithmic, with the machine's floor."""
     figure = Figure(figsize=(drawing.WIDTH, 5.6), dpi=drawing.DPI)
     for number, (axis, title) in enumerate(AXES.items()):
-        left = 0.1 + 0.5 * (number % 2)
-        axes = figure.add_axes((left, 0.61 - 0.43 * (number // 2), 0.385, 0.33))
+        left = 0.125 + 0.495 * (number % 2)
+        axes = figure.add_axes((left, 0.61 - 0.43 * (number // 2), 0.365, 0.33))
         _panel(axes, [point for point in points if point.axis == axis], machine)
         axes.set_title(title, fontsize=drawing.FONT + 1, loc="left")
         axes.set_ylabel("ns per decision", fontsize=drawing.FONT)
@@ -190,9 +191,15 @@ def _panel(axes: Axes, points: Sequence[Point], machine: Machine) -> None:
 
 
 def _look(row: Row) -> dict[str, Any]:
-    """Colours say the policy, lines what was measured of it."""
+    """Colours say the policy, lines what was measured of it, markers by which kernel."""
     if row.name == baselines.REFERENCE:
         return {"color": drawing.GREY, "linestyle": "-.", "marker": ".", "linewidth": 1.0}
-    colour = labels.label(row.name.rpartition(", ")[2]).colour
-    style = "-" if row.group == "kernel" else "--"
-    return {"color": colour, "linestyle": style, "marker": ".", "linewidth": 1.2}
+    kernel, _, policy = row.name.rpartition(", ")
+    return {
+        "color": labels.label(policy).colour,
+        "linestyle": "-" if row.group == "kernel" else "--",
+        "linewidth": 1.2,
+        "marker": _MARKERS.get(kernel, "."),
+        "markersize": 4.0,
+        "markerfacecolor": "white" if kernel == "xla" else None,
+    }
