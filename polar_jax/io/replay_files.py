@@ -97,6 +97,7 @@ def _read_npz(opened: IO[bytes], size: int) -> dict[str, Any]:
             arrays: dict[str, Any] = {
                 name: _read_array(archive, info, name) for name, info in wanted.items()
             }
+    # zipfile's word for a damaged method or version of a member is NotImplementedError.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(f"not a valid npz archive, cut short or damaged: {error}.") from None
     except (RuntimeError, OSError, KeyError, OverflowError, UnicodeDecodeError) as error:
