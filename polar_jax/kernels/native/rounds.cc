@@ -1,4 +1,4 @@
-// `simulate.run_rounds` over many lanes as one XLA custom call; `native.py` is its other half.
+// `simulate.run_rounds` over many lanes as one XLA custom call; `native_rounds.py` is its other half.
 //
 // One lane after the other, all its rounds at once: its statistics stay in the fastest cache, and
 // what a lane gives depends on nothing beside it.
