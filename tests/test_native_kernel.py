@@ -38,7 +38,9 @@ class TestNativeKernel(kernel_cases.KernelContract):
     def test_a_prior_that_adapters_have_in_common(self, name, sizes):
         case = make_case(Shape(name, *sizes, pooled=True), seed=12)
         check(self.kernel, case)
-        check(self.kernel, tied(case))
+        # While contexts are zeros. Past them equal adapters' bonuses are equal but for rounding,
+        # and XLA may round a row otherwise than the next (0.12 does, unoptimised).
+        check(self.kernel, tied(case)._replace(stop=ROUNDS // 4))
 
     @pytest.mark.parametrize("cost", [0.0, 1e6])
     def test_loads_for_nothing_and_loads_that_nothing_is_worth(self, cost):
