@@ -21,7 +21,6 @@ from polar_jax import (
     environments,
     epochs,
     kernels,
-    metrics,
     oracles,
     paging,
     replanning,
@@ -256,6 +255,7 @@ def draw(
     needs: Needs,
     num_rounds: int,
     dtype: Any,
+    kernel: str,
     key: Array,
     instance: Any,
     params: Any,
@@ -264,6 +264,7 @@ def draw(
 ) -> Rounds:
     """The `num_rounds` rounds of a chunk, whole blocks, cast to the run's dtype."""
     params = replay_streams.joined(params, data)
+    key = kernels.keys(kernel, key)
     blocks = first_block + jnp.arange(num_rounds // draws.BLOCK, dtype=jnp.int32)
     drawn = jax.vmap(lambda block: env.rounds(key, params, instance, block))(blocks)
     rounds: Rounds = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), drawn)
@@ -391,7 +392,7 @@ def advance(
     policy: Policy,
     env: Environment,
     keep: bool,
-    kernel: str,
+    kernel: kernels.Taken,
     state: LaneState,
     inputs: LaneInputs,
     oracle_set: Array,
@@ -403,11 +404,11 @@ def advance(
     """One chunk of one lane: decisions, then their figures summed over curve intervals."""
     lane = simulate.Lane(policy.rule, data.params, inputs, data.quotas, subsets, env.binary_reward)
     state, decisions = simulate.run_chunk(
-        lane, state, rounds, clock, kernel=kernels.run_rounds(kernel)
+        lane, state, rounds, clock, kernel=kernels.run_rounds(kernel.rounds)
     )
-    parts, backlog = metrics.round_parts(rounds, decisions, inputs, oracle_set, state.backlog_ms)
+    sums, backlog = kernels.chunk_sums(kernel.sums)(
+        *(rounds, decisions, inputs, oracle_set, state.backlog_ms, jnp.asarray(clock.interval)),
+        num_intervals=epochs.NUM_INTERVALS,
+    )
     state = state.replace(backlog_ms=backlog)
-    sums = metrics.interval_sums(
-        parts, jnp.asarray(clock.interval), num_intervals=epochs.NUM_INTERVALS
-    )
     return state, sums, decisions if keep else None

@@ -63,14 +63,9 @@ def round_parts(
     with_all = _known_value(rounds, cost, jnp.ones_like(oracle_set)[None, :])
     routing = with_set - gained
     net = gained - decisions.switch_cost
-    if inputs.samples_ms.shape[1] == 0:
+    latency = drawn_latency(rounds, decisions, inputs)
+    if latency is None:
         latency = jnp.sum(jnp.where(used, inputs.paging_ms[None, :], 0.0), axis=1)
-    else:
-        draw = jax.vmap(paging.draw_ms, (None, None, 0, 0))
-        drawn = draw(
-            inputs.samples_ms, inputs.sample_count, decisions.adapter, rounds.latency_uniform
-        )
-        latency = drawn.astype(utility.dtype)
     paging_ms = jnp.where(missed, latency, 0.0)
     waiting_ms, backlog_ms = _waiting(rounds, paging_ms + decisions.switch_ms, backlog_ms)
     columns = {
@@ -88,6 +83,24 @@ def round_parts(
         "waiting_ms": waiting_ms,
     }
     return jnp.stack([columns[name] for name in PARTS], axis=1), backlog_ms
+
+
+def drawn_latency(rounds: Rounds, decisions: Decisions, inputs: LaneInputs) -> Array | None:
+    """`[n]` milliseconds that paging the chosen adapters in would take, drawn per round.
+
+    Args:
+      rounds: `n` rounds.
+      decisions: what the lane did in them.
+      inputs: the lane's latencies.
+
+    Returns:
+      None where latencies are not drawn: `inputs.paging_ms` has them.
+    """
+    if inputs.samples_ms.shape[1] == 0:
+        return None
+    draw = jax.vmap(paging.draw_ms, (None, None, 0, 0))
+    drawn = draw(inputs.samples_ms, inputs.sample_count, decisions.adapter, rounds.latency_uniform)
+    return drawn.astype(rounds.utility.dtype)
 
 
 def _known_value(rounds: Rounds, paging_cost: Array, resident: Array) -> Array:
@@ -150,3 +163,31 @@ def interval_sums(parts: Array, interval: Array, *, num_intervals: int) -> Array
     # where a zero weight would still let a NaN through.
     valid = jnp.where((interval >= 0)[:, None], parts, 0.0).reshape(-1, BLOCK, parts.shape[1])
     return jnp.einsum("bpn,bnf->bpf", member.astype(parts.dtype), valid, precision=HIGHEST)
+
+
+def chunk_sums(
+    rounds: Rounds,
+    decisions: Decisions,
+    inputs: LaneInputs,
+    oracle_set: Array,
+    backlog_ms: Array,
+    interval: Array,
+    *,
+    num_intervals: int,
+) -> tuple[Array, Array]:
+    """The figures of a chunk, summed block by block over the intervals between curve marks.
+
+    Args:
+      rounds: `n` rounds, a multiple of `BLOCK`.
+      decisions: what the lane did in them.
+      inputs: the lane's costs and latencies.
+      oracle_set: `[N]` bool, the static oracle `C*`.
+      backlog_ms: `[]` milliseconds of loading left before these rounds.
+      interval: `[n]` int32 interval of each round; -1 leaves the round out.
+      num_intervals: how many intervals there are.
+
+    Returns:
+      `([n / BLOCK, num_intervals, len(PARTS)], backlog after the last round)`.
+    """
+    parts, backlog_ms = round_parts(rounds, decisions, inputs, oracle_set, backlog_ms)
+    return interval_sums(parts, interval, num_intervals=num_intervals), backlog_ms

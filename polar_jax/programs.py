@@ -229,7 +229,9 @@ class Family:
             *(inputs.sizes, inputs.replayed),
         )
         fixed = self._placement.shapes(setup(), setup_args)
-        draw = over(lane_calls.draw, env, self.needs, self._chunk, dtype, lanes=3, shared=2)
+        draw = over(
+            *(lane_calls.draw, env, self.needs, self._chunk, dtype, self.kernel), lanes=3, shared=2
+        )
         draw_args = (fixed.key, fixed.instance, inputs.stream, np.int32(0), inputs.replayed)
         rounds = self._placement.shapes(draw(), draw_args)
         pick = over(lane_calls.pick, lanes=2, shared=2, donate=True)
@@ -243,13 +245,15 @@ class Family:
         quick = _QUICK_COMPILE.get(self._placement.platform)
         programs = [
             Program("setup", known, setup, setup_args, quick),
-            Program("draw", (self.needs, self._chunk, *known), draw, draw_args),
+            Program("draw", (self.needs, self._chunk, self.kernel, *known), draw, draw_args),
             Program("pick", (shape, mesh), pick, pick_args, quick),
             Program("oracle", (shape, mesh), oracle, oracle_args),
         ]
         for policy, data, clock in zip(exp.policies, inputs.data, clocks, strict=True):
             sized = exp.problem.differing is not None
-            kernel = kernels.taken(self.kernel, policy.rule, shape, sized=sized)
+            kernel = kernels.Taken(
+                kernels.taken(self.kernel, policy.rule, shape, sized=sized), self.kernel
+            )
             rule = (policy.rule, env.binary_reward, shape, mesh)
             start = over(lane_calls.start, policy, shape, lanes=3, shared=0)
             start_args = (fixed.inputs, chosen, data)

@@ -13,10 +13,19 @@ order. What a kernel does not have takes the XLA path, policy by policy.
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from polar_jax import checks, simulate
-from polar_jax.kernels import blocked_rounds, native_build, native_rounds, pallas_rounds
+from jax import Array
+
+from polar_jax import checks, metrics, simulate
+from polar_jax.kernels import (
+    blocked_rounds,
+    native_bits,
+    native_build,
+    native_metrics,
+    native_rounds,
+    pallas_rounds,
+)
 from polar_jax.types import Rule
 
 NAMES = ("xla", "native", "pallas", "blocked")
@@ -84,6 +93,13 @@ def taken(name: str, rule: Rule, shape: tuple[int, int], *, sized: bool) -> str:
     return "blocked" if name != "xla" and blocked_rounds.supports(rule) else "xla"
 
 
+class Taken(NamedTuple):
+    """The kernels that one policy's program is made of."""
+
+    rounds: str  # serves the rounds: what `taken` gave
+    sums: str  # sums up their figures: the run's kernel
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "xla": simulate.run_rounds,
     "native": native_rounds.run_rounds,
@@ -99,3 +115,22 @@ def run_rounds(name: str) -> Callable[..., Any]:
       name: what `taken` gave.
     """
     return _FUNCTIONS[name]
+
+
+def chunk_sums(name: str) -> Callable[..., Any]:
+    """The function that sums a chunk's figures up, as `metrics.chunk_sums` does.
+
+    Args:
+      name: the run's kernel.
+    """
+    return native_metrics.chunk_sums if name == "native" else metrics.chunk_sums
+
+
+def keys(name: str, key: Array) -> Array:
+    """Keys of the same random numbers, drawn as a kernel draws them.
+
+    Args:
+      name: the run's kernel.
+      key: threefry keys of any shape.
+    """
+    return native_bits.faster(key) if name == "native" else key

@@ -25,7 +25,13 @@ FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi"),
 )
-_TARGETS = {"polar_rounds_f32": "PolarRoundsF32", "polar_rounds_f64": "PolarRoundsF64"}
+_TARGETS = {
+    "polar_rounds_f32": "PolarRoundsF32",
+    "polar_rounds_f64": "PolarRoundsF64",
+    "polar_sums_f32": "PolarSumsF32",
+    "polar_sums_f64": "PolarSumsF64",
+    "polar_bits": "PolarBits",
+}
 _TIME_LIMIT = 300.0  # seconds a compiler may take
 
 
@@ -134,9 +140,9 @@ def _build(compiler: list[str], path: pathlib.Path) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = pathlib.Path(folder) / "rounds.so"
-            source = str(SOURCES / "rounds.cc")
+            sources = [str(source) for source in sorted(SOURCES.glob("*.cc"))]
             headers = f"-I{jax.ffi.include_dir()}"
-            run = _ran([*compiler, *FLAGS, headers, source, "-o", str(made)])
+            run = _ran([*compiler, *FLAGS, headers, *sources, "-o", str(made)])
             if run.returncode:
                 lines = run.stderr.decode(errors="replace").splitlines()
                 wrong = [line for line in lines if "error" in line] or lines or ["no message"]

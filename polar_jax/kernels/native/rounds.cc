@@ -5,11 +5,8 @@
 #include <new>
 #include <optional>
 
-#include "xla/ffi/api/ffi.h"
-
 #include "experts.h"
-
-namespace ffi = xla::ffi;
+#include "ffi.h"
 
 namespace polar {
 
@@ -180,17 +177,6 @@ struct Extent {
     act(a.pooled_inverse, b.pooled_inverse, d * d), act(a.pooled_theta, b.pooled_theta, d);
   }
 };
-
-template <ffi::DataType type> using In = ffi::Buffer<type>;
-template <ffi::DataType type> using Out = ffi::Result<ffi::Buffer<type>>;
-constexpr auto S32 = ffi::DataType::S32;
-constexpr auto PRED = ffi::DataType::PRED;
-
-// Length of an axis, counted from the last one.
-template <typename Buffer> int64_t axis(const Buffer& buffer, size_t from_last) {
-  const auto shape = buffer.dimensions();
-  return from_last < shape.size() ? shape[shape.size() - 1 - from_last] : 1;
-}
 
 // Results lie where their arguments lay; where XLA gave them another place, they begin as copies.
 template <typename From, typename To> auto* settle(const From& from, To& to) {

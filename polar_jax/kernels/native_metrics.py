@@ -1,0 +1,52 @@
+"""`metrics.chunk_sums` as a native call: each round's figures, added in float64 where they fall."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from polar_jax import metrics
+from polar_jax.draws import BLOCK
+from polar_jax.types import Decisions, LaneInputs, Rounds
+
+
+def chunk_sums(
+    rounds: Rounds,
+    decisions: Decisions,
+    inputs: LaneInputs,
+    oracle_set: Array,
+    backlog_ms: Array,
+    interval: Array,
+    *,
+    num_intervals: int,
+) -> tuple[Array, Array]:
+    """`metrics.chunk_sums`: same arguments, same results but for rounding.
+
+    Requests with times are measured by XLA: each waits for the one before.
+    """
+    if rounds.arrival_gap is not None:
+        return metrics.chunk_sums(
+            *(rounds, decisions, inputs, oracle_set, backlog_ms, interval),
+            num_intervals=num_intervals,
+        )
+    dtype = rounds.utility.dtype
+    drawn = metrics.drawn_latency(rounds, decisions, inputs)
+    nothing = jnp.zeros((1,), dtype)
+    num_blocks = interval.shape[0] // BLOCK
+    call = jax.ffi.ffi_call(
+        "polar_sums_f64" if dtype == jnp.float64 else "polar_sums_f32",
+        jax.ShapeDtypeStruct((num_blocks, num_intervals, len(metrics.PARTS)), dtype),
+        vmap_method="broadcast_all",
+    )
+    sums = call(
+        rounds.utility,
+        nothing if rounds.benchmark is None else rounds.benchmark,
+        nothing if drawn is None else drawn,
+        *(decisions.adapter, decisions.forced, decisions.resident),
+        *(decisions.switch_cost, decisions.switch_ms, decisions.loads),
+        jnp.stack([inputs.paging_cost.astype(dtype), inputs.paging_ms.astype(dtype)]),
+        oracle_set,
+        interval,
+        predicted=rounds.benchmark is not None,
+        drawn=drawn is not None,
+    )
+    return sums, backlog_ms
