@@ -66,6 +66,18 @@ def native() -> Native:
     return Native(path, "")
 
 
+def command() -> list[str]:
+    """The compiler and its flags, as the kernel is built with them.
+
+    Raises:
+      ValueError: if there is no compiler.
+    """
+    try:
+        return [*_compiler(), *FLAGS]
+    except _UnavailableError as error:
+        raise ValueError(str(error)) from None
+
+
 class _UnavailableError(Exception):
     """Why the kernel cannot be built here."""
 
