@@ -68,11 +68,13 @@ def main(words: Sequence[str]) -> int:
         return terminal.error(terminal.describe(error, kind), BAD_INPUT)
 
 
-def _plan_of(path: pathlib.Path, shard_seconds: float, devices: int | None) -> "Plan":
+def _plan_of(
+    path: pathlib.Path, shard_seconds: float, devices: int | None, *, portable: bool = False
+) -> "Plan":
     from polar_jax.sweep import spec
 
     asked = spec.read(path)
-    terminal.prepare_jax(devices)
+    terminal.prepare_jax(devices, portable=portable)
     import jax
 
     from polar_jax.sweep import plan
@@ -85,7 +87,7 @@ def _run(options: commands.SweepRun) -> int:
     out = options.out or pathlib.Path("results") / options.spec.stem
     seconds = options.shard_seconds or _stored_seconds(out)
     began = time.perf_counter()
-    plan = _plan_of(options.spec, seconds, options.devices)
+    plan = _plan_of(options.spec, seconds, options.devices, portable=options.portable)
     planning = time.perf_counter() - began
     from polar_jax import console
     from polar_jax.sweep import run
@@ -208,7 +210,7 @@ def _report_if_whole(out: pathlib.Path) -> tuple[list[pathlib.Path], int]:
 def _write_report(out: pathlib.Path) -> tuple[list[pathlib.Path], int]:
     """What was written, and the exit code; a figure that cannot be drawn is one line."""
     from polar_jax import sweep
-    from polar_jax.sweep import report, status, store, words
+    from polar_jax.sweep import manifests, report, status, store, words
 
     folder = store.open_existing(out)
     found = status.read(out)
@@ -219,10 +221,7 @@ def _write_report(out: pathlib.Path) -> tuple[list[pathlib.Path], int]:
         "decisions": found["decisions"],
         "shards_done": found["done"],
         "shards_total": found["shards"],
-        "mixed": [
-            f"Shards differ in {name}: {', '.join(values)}."
-            for name, values in folder.mixed().items()
-        ],
+        "mixed": manifests.said_of_mixed(folder.mixed(), folder.manifest),
         "failures": [f"Shard {index}: {error}" for index, error in found["errors"].items()],
     }
     try:

@@ -296,7 +296,7 @@ def test_a_full_disk_ends_the_sweep_and_loses_no_stored_shard(whole, tmp_path, m
 @pytest.fixture
 def small(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """The spec as a file; JAX stays as the tests have set it up."""
-    monkeypatch.setattr(terminal, "prepare_jax", lambda _: None)
+    monkeypatch.setattr(terminal, "prepare_jax", lambda _, **__: None)
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "small.toml"
     path.write_text(TEXT, "utf-8")

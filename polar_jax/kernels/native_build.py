@@ -2,7 +2,7 @@
 
 The library is kept beside JAX's compiled programs, under a name that says what it was built
 from: sources, flags, compiler, processor and jaxlib. Machines that share a home but not a
-processor build their own.
+processor build their own, unless the code is to be portable (`processors`).
 """
 
 import ctypes
@@ -20,9 +20,11 @@ from typing import NamedTuple
 
 import jax
 
+from polar_jax import processors
+
 SOURCES = pathlib.Path(__file__).parent / "native"
 FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC"),
+    *("-std=c++17", "-O3", "-shared", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi"),
 )
 _TARGETS = {"polar_rounds_f32": "PolarRoundsF32", "polar_rounds_f64": "PolarRoundsF64"}
@@ -79,8 +81,26 @@ def _compiler() -> list[str]:
     )
 
 
+@functools.cache
+def compiler_version() -> str | None:
+    """The compiler that builds the kernel, in its own words; None where there is none."""
+    try:
+        said = _ran([*_compiler(), "--version"]).stdout.decode(errors="replace")
+    except (_UnavailableError, OSError):
+        return None
+    return said.partition("\n")[0].strip() or None
+
+
+def _flags() -> tuple[str, ...]:
+    """What the compiler is told: code for this processor, or for all of a level."""
+    portable = processors.code() == processors.PORTABLE
+    return (f"-march={processors.PORTABLE if portable else 'native'}", *FLAGS)
+
+
 def _processor() -> str:
     """What code for this processor depends on: its model and its instruction sets."""
+    if processors.code() == processors.PORTABLE:
+        return processors.PORTABLE
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -106,7 +126,7 @@ def _built() -> pathlib.Path:
     digest = hashlib.sha256(_ran([*compiler, "--version"]).stdout)
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    known = (*compiler, *FLAGS, _processor(), importlib.metadata.version("jaxlib"))
+    known = (*compiler, *_flags(), _processor(), importlib.metadata.version("jaxlib"))
     digest.update("\0".join(known).encode())
     path = _folder() / f"rounds-{digest.hexdigest()[:16]}.so"
     if not path.is_file():
@@ -136,7 +156,7 @@ def _build(compiler: list[str], path: pathlib.Path) -> None:
             made = pathlib.Path(folder) / "rounds.so"
             source = str(SOURCES / "rounds.cc")
             headers = f"-I{jax.ffi.include_dir()}"
-            run = _ran([*compiler, *FLAGS, headers, source, "-o", str(made)])
+            run = _ran([*compiler, *_flags(), headers, source, "-o", str(made)])
             if run.returncode:
                 lines = run.stderr.decode(errors="replace").splitlines()
                 wrong = [line for line in lines if "error" in line] or lines or ["no message"]

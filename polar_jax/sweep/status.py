@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from polar_jax.sweep import store
+from polar_jax.sweep import manifests, store
 from polar_jax.sweep.claims import Claims
 
 
@@ -84,6 +84,7 @@ def _lines(
             ago = duration(max(0.0, time.time() - path.stat().st_mtime))
             lines.append(f"shard {index}: last checkpoint {ago} ago")
     lines += [f"shard {index} failed: {error}" for index, error in found["errors"].items()]
+    lines += manifests.said_of_mixed(folder.mixed(), folder.manifest)
     lines += [
         folder.complaint(index)
         for index, state in states.items()

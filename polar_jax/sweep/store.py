@@ -125,6 +125,8 @@ class Store:
         self._shards = out / "shards"
         self._checkpoints = out / "checkpoints"
         self._failures = out / "failures"
+        self._identity = manifests.identity(manifest)
+        self._tiles = manifests.tiles(manifest)
         self._session = manifests.session(given)
         # Sessions whose state went into a shard that is in work here.
         self._sessions: dict[int, list[dict[str, Any]]] = {}
@@ -153,7 +155,7 @@ class Store:
         if self.state(index) == "foreign":
             raise StoreError(self.complaint(index))
         own = {
-            **manifests.identity(self.manifest),
+            **self._identity,
             "shard": index,
             **self._session,
             "created": _now(),
@@ -217,15 +219,11 @@ class Store:
         """In what the done shards differ although they belong to one sweep.
 
         Returns:
-          `"jaxlib"`, `"cpu"` or `"device_kind"` to the values found, where there are several:
-          such rows need not be bitwise what one machine alone would have computed.
+          `"jaxlib"`, `"cpu"` or another part of `manifests.session` to the values found, where
+          there are several: such rows need not be bitwise what one machine alone would have
+          computed; `manifests.said_of_mixed` says so.
         """
-        found: dict[str, set[str]] = {name: set() for name in self._session}
-        for facts in self.all_facts().values():
-            for session in facts.get("sessions") or [facts]:
-                for name, values in found.items():
-                    values.add(str(session.get(name)))
-        return {name: sorted(values) for name, values in found.items() if len(values) > 1}
+        return manifests.mixed(self.all_facts().values())
 
     def complaint(self, index: int) -> str:
         """One line on a damaged or foreign shard: its file, what is wrong, what to do."""
@@ -414,19 +412,18 @@ class Store:
 
     def _difference(self, index: int, facts: Facts) -> str:
         """In what a file's facts differ from this sweep's; "" where they do not."""
-        expected = {**manifests.identity(self.manifest), "shard": index}
+        expected, facts = {**self._identity, "shard": index}, manifests.carried(facts)
         for name, value in expected.items():
             if facts.get(name) != value:
                 return f"{name} is {facts.get(name)!r}, not {value!r}"
-        tiles = manifests.tiles(self.manifest)
-        if "tile" in facts and tiles and facts["tile"] not in tiles:
-            return f"tile is {facts['tile']!r}, not one of {tiles}"
+        if "tile" in facts and self._tiles and facts["tile"] not in self._tiles:
+            return f"tile is {facts['tile']!r}, not one of {self._tiles}"
         return ""
 
     def _tag(self, index: int) -> Facts:
         """Whose work a checkpoint or a part is."""
         return {
-            **manifests.identity(self.manifest),
+            **self._identity,
             "shard": index,
             "sessions": self._known_sessions(index),
         }
