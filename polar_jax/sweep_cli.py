@@ -210,7 +210,7 @@ def _report_if_whole(out: pathlib.Path) -> tuple[list[pathlib.Path], int]:
 def _write_report(out: pathlib.Path) -> tuple[list[pathlib.Path], int]:
     """What was written, and the exit code; a figure that cannot be drawn is one line."""
     from polar_jax import sweep
-    from polar_jax.sweep import manifests, report, status, store, words
+    from polar_jax.sweep import report, status, store, words
 
     folder = store.open_existing(out)
     found = status.read(out)
@@ -221,7 +221,7 @@ def _write_report(out: pathlib.Path) -> tuple[list[pathlib.Path], int]:
         "decisions": found["decisions"],
         "shards_done": found["done"],
         "shards_total": found["shards"],
-        "mixed": manifests.said_of_mixed(folder.mixed(), folder.manifest),
+        "mixed": found["mixed"],
         "failures": [f"Shard {index}: {error}" for index, error in found["errors"].items()],
     }
     try:
