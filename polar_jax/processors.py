@@ -14,8 +14,15 @@ from polar_jax import checks
 # Set by --portable, and inherited by processes that this one starts.
 VARIABLE = "POLAR_JAX_PORTABLE"
 PORTABLE, NATIVE = "x86-64-v3", "this processor's"
-# As XLA names that level, and the compiler of the native kernel.
-XLA_FLAG, XLA_LEVEL = "--xla_cpu_max_isa", "AVX2"
+# What depends on the processor in XLA's code: its instructions; approximate ones, such as that of
+# 1/sqrt, which every make has its own of; and two libraries of matrix products, which look at the
+# processor by themselves.
+_XLA = {
+    "--xla_cpu_max_isa": "AVX2",
+    "--xla_cpu_enable_platform_dependent_math": "false",
+    "--xla_cpu_experimental_ynn_fusion_type": "",
+}
+_LIBRARY, _LIBRARY_LEVEL = "ONEDNN_MAX_CPU_ISA", "AVX2"
 # What the level asks for, as Linux names it; levels above it are told apart by the rest.
 _LEVEL_3 = frozenset(("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"))
 _LEVEL_4 = frozenset(("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"))
@@ -65,13 +72,16 @@ def make_portable() -> None:
             f"--portable must run on an x86-64 processor with {', '.join(sorted(_LEVEL_3))}; "
             f"{cpu_model()} ({platform.machine()}) has no {', '.join(lacking)}."
         )
-    given = os.environ.get("XLA_FLAGS", "")
-    words = [word for word in given.split() if word.partition("=")[0] == XLA_FLAG]
-    if words and words[-1].partition("=")[2].upper() != XLA_LEVEL:
-        raise ValueError(f"--portable sets {XLA_FLAG}={XLA_LEVEL}, and XLA_FLAGS has {words[-1]}.")
-    if not words:
-        os.environ["XLA_FLAGS"] = f"{given} {XLA_FLAG}={XLA_LEVEL}".strip()
-    os.environ[VARIABLE] = "1"
+    words = os.environ.get("XLA_FLAGS", "").split()
+    for name, value in _XLA.items():
+        others = [word for word in words if word.partition("=")[0] == name]
+        if any(word != f"{name}={value}" for word in others):
+            raise ValueError(f"--portable sets {name}={value}, and XLA_FLAGS has {others[-1]}.")
+        words += [] if others else [f"{name}={value}"]
+    library = os.environ.get(_LIBRARY, _LIBRARY_LEVEL)
+    if library != _LIBRARY_LEVEL:
+        raise ValueError(f"--portable sets {_LIBRARY}={_LIBRARY_LEVEL}, and it is {library}.")
+    os.environ |= {"XLA_FLAGS": " ".join(words), _LIBRARY: _LIBRARY_LEVEL, VARIABLE: "1"}
 
 
 def _flags() -> frozenset[str]:

@@ -69,15 +69,16 @@ def _unframed(text: str) -> str:
     return " ".join(re.sub(r"[\u2500-\u257f]", " ", text).split())
 
 
-def prepare_jax(devices: int | None, *, portable: bool = False) -> None:
+def prepare_jax(devices: int | None, *, portable: bool = False, distributed: bool = False) -> None:
     """Sets what JAX reads once, before it starts.
 
     Args:
       devices: host devices to make; one per core where None.
       portable: whether compiled code must give the same bits on unlike processors.
+      distributed: whether to join the other processes of a launcher.
 
     Raises:
-      ValueError: if portable code cannot be had here.
+      ValueError: if portable code cannot be had here, or there is nobody to join.
     """
     if portable:
         processors.make_portable()
@@ -91,6 +92,10 @@ def prepare_jax(devices: int | None, *, portable: bool = False) -> None:
         # Refused once JAX has started, as where `main` is called from a program.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", devices or manifest.usable_cores())
+    if distributed:
+        from polar_jax import processes
+
+        processes.join()
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     # A cache that cannot be read or written costs time, never the run.

@@ -27,7 +27,7 @@ LAYERS = {
     ),
     4: ("policies",),
     5: ("simulate", "kernels"),
-    6: ("chunks", "lane_calls", "lanes", "programs", "results", "snapshots"),
+    6: ("chunks", "lane_calls", "lanes", "processes", "programs", "results", "snapshots"),
     8: (
         "cli",
         "bench_cli",

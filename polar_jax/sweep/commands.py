@@ -42,6 +42,9 @@ class SweepRun:
       devices: devices to use, at least 1; no result depends on it.
       portable: compile for any processor with AVX2, so that unlike machines give the same bits;
         a folder is of one kind of code.
+      distributed: compute every shard together with the other processes of this job step, as
+        started by srun or another launcher that JAX knows; without it each process takes shards
+        of its own, which is faster wherever a shard fits one of them.
       report: make tables and figures at the end; `polar-jax sweep report` makes them later.
       quiet: print nothing but errors.
     """
@@ -54,6 +57,7 @@ class SweepRun:
     memory_limit: Annotated[float | None, _arg("FLOAT", "four fifths of what there is")] = None
     devices: Annotated[int | None, _arg("INT", "every core, or every accelerator")] = None
     portable: bool = False
+    distributed: bool = False
     report: bool = True
     quiet: bool = False
 
