@@ -186,12 +186,15 @@ def _stop_at_signals(stop: "Stop") -> list[int]:
 def _plan(options: commands.SweepPlan) -> int:
     options.check()
     plan = _plan_of(options.spec, options.shard_seconds, options.devices)
+    import jax
+
     from polar_jax import console
     from polar_jax.sweep import memory
     from polar_jax.sweep.console import print_plan
 
     needed = memory.per_bucket(plan, exact=options.exact_memory, num_devices=options.devices)
-    print_plan(console.stdout(), plan, needed, exact=options.exact_memory)
+    devices = options.devices or len(jax.devices())
+    print_plan(console.stdout(), plan, needed, exact=options.exact_memory, num_devices=devices)
     return 0
 
 
