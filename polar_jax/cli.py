@@ -107,7 +107,10 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _run(config: "RunConfig") -> int:
-    terminal.prepare_jax(config.devices)
+    try:
+        terminal.prepare_jax(config.devices, portable=config.portable)
+    except ValueError as error:
+        return terminal.error(str(error), BAD_INPUT)
     import jax
 
     from polar_jax import console, experiment, store

@@ -157,6 +157,7 @@ class RunConfig:
       out: folder for the results.
       overwrite: replace results that --out already holds.
       devices: devices to use, at least 1; no result depends on it.
+      portable: compile for any processor with AVX2, so that unlike machines give the same bits.
       quiet: print nothing but errors.
     """
 
@@ -196,6 +197,7 @@ class RunConfig:
     out: Annotated[pathlib.Path | None, _arg("DIR", "next free of results/run-001, ...")] = None
     overwrite: bool = False
     devices: Annotated[int | None, _arg("INT", "every core, or every accelerator")] = None
+    portable: bool = False
     quiet: bool = False
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from polar_jax import checks, draws
+from polar_jax import checks, draws, processors
 from polar_jax.draws import BLOCK, Streams
 from polar_jax.linalg import HIGHEST
 from polar_jax.types import Environment, Rounds
@@ -50,6 +50,10 @@ class _Shape(NamedTuple):
 
 def _normalise(vectors: Array) -> Array:
     squared = jnp.einsum("...d,...d->...", vectors, vectors, precision=HIGHEST)
+    if processors.code() == processors.PORTABLE:
+        # `rsqrt` becomes an instruction that every make of processor approximates in its own way,
+        # and so does the quotient, unless a barrier hides the root from the compiler.
+        return vectors / jax.lax.optimization_barrier(jnp.sqrt(squared))[..., None]
     return vectors * jax.lax.rsqrt(squared)[..., None]
 
 

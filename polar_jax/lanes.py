@@ -231,7 +231,9 @@ class _Run:
 
     def _fly(self, flight: Sequence[int], done: list[Wave], resume: Snapshot | None) -> list[Wave]:
         """Runs a few waves through the whole horizon, chunk by chunk."""
-        tiles = [WaveState(self._inputs(wave), self._num_policies) for wave in flight]
+        tiles = [
+            WaveState(self._inputs(wave), self._num_policies, self.place.host) for wave in flight
+        ]
         position = resume.position if resume is not None else {}
         for number, tile in enumerate(tiles):
             self._prepare(tile, number, resume)
@@ -309,7 +311,7 @@ class _Run:
             block = np.int32(first // draws.BLOCK)
             tile.current = self._settled(self._draw(tile, tile.setup.key, block))
             if self.keep:
-                tile.rounds.append(jax.tree.map(np.asarray, tile.current))
+                tile.rounds.append(jax.tree.map(self.place.host, tile.current))
         # An accelerator works on the next chunk while the host adds the one before.
         tile.add(policy)
         tile.states[policy], tile.waiting[policy], decisions = self._settled(
@@ -324,7 +326,7 @@ class _Run:
             )
         )
         if self.keep:
-            tile.decisions[policy].append(jax.tree.map(np.asarray, decisions))
+            tile.decisions[policy].append(jax.tree.map(self.place.host, decisions))
 
     def _settled(self, values: Any) -> Any:
         """Waits for `values` on CPU, where a queue gains nothing.
@@ -338,9 +340,9 @@ class _Run:
         for policy in range(self._num_policies):
             tile.add(policy)
         return Wave(
-            oracle_set=np.asarray(tile.chosen),
-            paging_cost=np.asarray(tile.setup.inputs.paging_cost),
-            paging_ms=np.asarray(tile.setup.inputs.paging_ms),
+            oracle_set=self.place.host(tile.chosen),
+            paging_cost=self.place.host(tile.setup.inputs.paging_cost),
+            paging_ms=self.place.host(tile.setup.inputs.paging_ms),
             sums=tile.totals,
             rounds=tile.rounds,
             decisions=tile.decisions,
@@ -355,12 +357,12 @@ class _Run:
         for policy in range(self._num_policies if done else 0):
             arrays[f"done/sums/{policy}"] = np.concatenate([wave.sums[policy] for wave in done])
         for number, tile in enumerate(tiles):
-            arrays[f"{number}/chosen"] = np.asarray(tile.chosen)
+            arrays[f"{number}/chosen"] = self.place.host(tile.chosen)
             for policy in range(self._num_policies):
                 tile.add(policy)
                 arrays[f"{number}/totals/{policy}"] = tile.totals[policy]
                 for leaf, values in enumerate(jax.tree.leaves(tile.states[policy])):
-                    arrays[f"{number}/state/{policy}/{leaf}"] = np.asarray(values)
+                    arrays[f"{number}/state/{policy}/{leaf}"] = self.place.host(values)
         if calls == len(tiles) * self._num_policies:
             first_round, calls = first_round + self.chunk, 0
         position = {

@@ -12,9 +12,10 @@ from typing import Any
 import jax
 
 import polar_jax
-from polar_jax import kernels
+from polar_jax import kernels, processors
 from polar_jax.config import RunConfig, num_slots
 from polar_jax.configured import Configured
+from polar_jax.kernels import native_build
 from polar_jax.lanes import Experiment, Results
 
 _PACKAGE = pathlib.Path(__file__).parent
@@ -83,6 +84,7 @@ def now() -> str:
 def surroundings() -> dict[str, Any]:
     """Versions, commit and machine: what else the last bits of a result depend on."""
     device = jax.devices()[0]
+    kernel = kernels.chosen(device.platform)
     return {
         "versions": {
             "python": platform.python_version(),
@@ -94,9 +96,13 @@ def surroundings() -> dict[str, Any]:
             "platform": platform.platform(),
             "jax_platform": device.platform,
             "device_kind": device.device_kind,
-            "cpu": cpu_model(),
+            "cpu": processors.cpu_model(),
+            "instruction_set": processors.instruction_set(),
+            "code": processors.code(),
             "usable_cores": usable_cores(),
-            "kernel": kernels.chosen(device.platform),
+            "kernel": kernel,
+            # What built the kernel decides its last bits; of the others, jaxlib does.
+            "compiler": native_build.compiler_version() if kernel == "native" else None,
         },
     }
 
@@ -135,19 +141,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def cpu_model() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        label, _, value = line.partition(":")
-        if label.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:

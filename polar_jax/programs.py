@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from polar_jax import chunks, draws, kernels, lane_calls, oracles, paging
+from polar_jax import chunks, draws, kernels, lane_calls, oracles, paging, processes
 from polar_jax.lane_calls import Experiment, Needs, Setup, Shape
 from polar_jax.types import ChunkClock, LaneState, Rounds
 
@@ -90,11 +90,15 @@ class Placement(NamedTuple):
 
     def lanes(self, values: Any) -> Any:
         """Spreads arrays with a lane axis over the devices."""
-        return jax.device_put(values, NamedSharding(self.mesh, _LANES))
+        return processes.put(values, NamedSharding(self.mesh, _LANES))
 
     def shared(self, values: Any) -> Any:
         """Copies arrays to every device: a call that is handed host arrays does so each time."""
-        return jax.device_put(values, NamedSharding(self.mesh, _SHARED))
+        return processes.put(values, NamedSharding(self.mesh, _SHARED))
+
+    def host(self, values: Array) -> np.ndarray:
+        """An array with a lane axis on the host, whichever processes have its parts."""
+        return processes.fetch(values)
 
     def shapes(self, function: Any, args: tuple[Any, ...]) -> Any:
         """Shapes of what a program over lanes returns, spread over the devices."""
@@ -109,10 +113,13 @@ def place(num_tiles: int, num_devices: int | None) -> Placement:
     """The devices for a run.
 
     Args:
-      num_tiles: tiles of work; more devices than that are not used.
+      num_tiles: tiles of work; more devices than that are not used by one process alone.
       num_devices: at most so many; all where None.
     """
     devices = jax.devices()
+    if processes.count() > 1:
+        # A process without a device of the mesh could not call a program.
+        return Placement(Mesh(np.asarray(devices), ("lanes",)), devices[0].platform)
     limit = len(devices) if num_devices is None else min(num_devices, len(devices))
     used = devices[: max(1, min(limit, num_tiles))]
     return Placement(Mesh(np.asarray(used), ("lanes",)), devices[0].platform)
@@ -425,14 +432,14 @@ def _own_bytes(compiled: Any) -> int:
 def device_memory(platform: str) -> int | None:
     """Bytes of memory of one device; the host's share on CPU, None where nobody tells."""
     if platform != "cpu":
-        stats = jax.devices()[0].memory_stats() or {}
+        stats = jax.local_devices()[0].memory_stats() or {}
         limit = stats.get("bytes_limit")
         return None if limit is None else int(limit)
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError, AttributeError):
         return None
-    return whole // len(jax.devices())
+    return whole // jax.local_device_count()
 
 
 def waves_in_flight(wave_bytes: int, platform: str, memory_limit: int | None) -> int:
@@ -456,6 +463,7 @@ def waves_in_flight(wave_bytes: int, platform: str, memory_limit: int | None) ->
     most = _MAX_IN_FLIGHT.get(platform, _MAX_IN_FLIGHT_ACCELERATOR)
     if limit is None:
         return 1
+    limit = processes.least(limit)
     if wave_bytes > limit:
         raise MemoryError(
             f"one tile needs {wave_bytes / 2**20:,.0f} MiB per device and "

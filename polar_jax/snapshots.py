@@ -1,5 +1,6 @@
 """A run between two calls, and who may want to keep it or to stop the run."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -43,8 +44,10 @@ class StoppedError(Exception):
 class WaveState:
     """One wave while it runs: a tile on every device."""
 
-    def __init__(self, inputs: WaveInputs, num_policies: int) -> None:
-        self.inputs = inputs
+    def __init__(
+        self, inputs: WaveInputs, num_policies: int, host: Callable[[Array], np.ndarray]
+    ) -> None:
+        self.inputs, self.host = inputs, host
         shape = (inputs.seed.size, epochs.NUM_INTERVALS, len(metrics.PARTS))
         self.totals = [np.zeros(shape) for _ in range(num_policies)]
         self.states: list[Any] = []
@@ -61,5 +64,6 @@ class WaveState:
         if sums is None:
             return
         self.waiting[policy] = None
-        for block in np.moveaxis(np.asarray(jax.block_until_ready(sums), np.float64), 1, 0):
+        summed = self.host(jax.block_until_ready(sums)).astype(np.float64)
+        for block in np.moveaxis(summed, 1, 0):
             self.totals[policy] += block

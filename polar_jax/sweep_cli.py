@@ -63,16 +63,23 @@ def main(words: Sequence[str]) -> int:
         options = terminal.parse(kind, name, rest)
         if options is None:
             return 0
-        return _ACTIONS[kind](options)
+        code = _ACTIONS[kind](options)
     except (ValueError, OSError, ImportError, MemoryError, OverflowError) as error:
-        return terminal.error(terminal.describe(error, kind), BAD_INPUT)
+        code = terminal.error(terminal.describe(error, kind), BAD_INPUT)
+    if kind is commands.SweepRun:
+        from polar_jax import processes
+
+        processes.abandon(code)
+    return code
 
 
-def _plan_of(path: pathlib.Path, shard_seconds: float, devices: int | None) -> "Plan":
+def _plan_of(
+    path: pathlib.Path, shard_seconds: float, devices: int | None, **prepared: bool
+) -> "Plan":
     from polar_jax.sweep import spec
 
     asked = spec.read(path)
-    terminal.prepare_jax(devices)
+    terminal.prepare_jax(devices, **prepared)
     import jax
 
     from polar_jax.sweep import plan
@@ -85,10 +92,11 @@ def _run(options: commands.SweepRun) -> int:
     out = options.out or pathlib.Path("results") / options.spec.stem
     seconds = options.shard_seconds or _stored_seconds(out)
     began = time.perf_counter()
-    plan = _plan_of(options.spec, seconds, options.devices)
+    how_prepared = {"portable": options.portable, "distributed": options.distributed}
+    plan = _plan_of(options.spec, seconds, options.devices, **how_prepared)
     planning = time.perf_counter() - began
-    from polar_jax import console
-    from polar_jax.sweep import run
+    from polar_jax import console, processes
+    from polar_jax.sweep import run, together
     from polar_jax.sweep.console import SweepView, print_outcome
 
     stop = run.Stop()
@@ -99,11 +107,17 @@ def _run(options: commands.SweepRun) -> int:
         checkpoint_seconds=options.checkpoint_seconds,
         part=options.part(),
     )
+    together.check_alike(plan)
     try:
+        if not processes.leads():
+            stopped = together.follow(plan, how, stop)
+            processes.leave()
+            return 128 + received[0] if received else FAILED * stopped
         with SweepView(quiet=options.quiet) as view:
             outcome = run.execute(plan, out, how, view, stop)
     except OSError as error:
         return terminal.error(terminal.describe(error, commands.SweepRun), FAILED)
+    processes.leave()
     stored = _standing(outcome, out)
     # From here on there is no checkpoint to write: a signal ends the process at once.
     terminal.end_at_signals(lambda: None, f"; {stored}.")
@@ -172,12 +186,15 @@ def _stop_at_signals(stop: "Stop") -> list[int]:
 def _plan(options: commands.SweepPlan) -> int:
     options.check()
     plan = _plan_of(options.spec, options.shard_seconds, options.devices)
+    import jax
+
     from polar_jax import console
     from polar_jax.sweep import memory
     from polar_jax.sweep.console import print_plan
 
     needed = memory.per_bucket(plan, exact=options.exact_memory, num_devices=options.devices)
-    print_plan(console.stdout(), plan, needed, exact=options.exact_memory)
+    devices = options.devices or len(jax.devices())
+    print_plan(console.stdout(), plan, needed, exact=options.exact_memory, num_devices=devices)
     return 0
 
 
@@ -219,10 +236,7 @@ def _write_report(out: pathlib.Path) -> tuple[list[pathlib.Path], int]:
         "decisions": found["decisions"],
         "shards_done": found["done"],
         "shards_total": found["shards"],
-        "mixed": [
-            f"Shards differ in {name}: {', '.join(values)}."
-            for name, values in folder.mixed().items()
-        ],
+        "mixed": found["mixed"],
         "failures": [f"Shard {index}: {error}" for index, error in found["errors"].items()],
     }
     try:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn, TypeVar
 
-from polar_jax import streams
+from polar_jax import processors, streams
 
 PROGRAM = "polar-jax"
 FAILED, BAD_INPUT = 1, 2
@@ -69,8 +69,19 @@ def _unframed(text: str) -> str:
     return " ".join(re.sub(r"[\u2500-\u257f]", " ", text).split())
 
 
-def prepare_jax(devices: int | None) -> None:
-    """Sets what JAX reads once, before it starts."""
+def prepare_jax(devices: int | None, *, portable: bool = False, distributed: bool = False) -> None:
+    """Sets what JAX reads once, before it starts.
+
+    Args:
+      devices: host devices to make; one per core where None.
+      portable: whether compiled code must give the same bits on unlike processors.
+      distributed: whether to join the other processes of a launcher.
+
+    Raises:
+      ValueError: if portable code cannot be had here, or there is nobody to join.
+    """
+    if portable:
+        processors.make_portable()
     # The C++ layers log to stderr from here on up; errors of ours are one line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
@@ -81,16 +92,31 @@ def prepare_jax(devices: int | None) -> None:
         # Refused once JAX has started, as where `main` is called from a program.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", devices or manifest.usable_cores())
+    if distributed:
+        from polar_jax import processes
+
+        processes.join()
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     # A cache that cannot be read or written costs time, never the run.
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
+    if portable and jax.devices()[0].platform != "cpu":
+        found = jax.devices()[0].platform
+        raise ValueError(f"--portable is about code for processors, and the device is {found}.")
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    device = jax.devices()[0]
-    folder = _cache_folder(f"{device.platform}-{device.device_kind}-{manifest.cpu_model()}")
+    folder = _cache_folder(_kind())
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _kind() -> str:
+    """What compiled programs depend on beside themselves: the device, or the processor's code."""
+    import jax
+
+    device = jax.devices()[0]
+    host = (processors.cpu_model(), processors.instruction_set(), processors.code())
+    return "-".join((device.platform, device.device_kind, *host))
 
 
 def _cache_folder(kind: str) -> pathlib.Path | None:

@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FILES = sorted([*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "sweeps").rglob("*.py")])
 # The engine by layer (docs/architecture.md); what is not named belongs to the command.
 LAYERS = {
-    0: ("types", "checks"),
+    0: ("types", "checks", "processors"),
     1: ("linalg", "draws", "epochs", "cache_value", "capacity"),
     2: (
         *("cache_search", "sized_search", "set_moves", "relaxed_search"),
@@ -27,7 +27,7 @@ LAYERS = {
     ),
     4: ("policies",),
     5: ("simulate", "kernels"),
-    6: ("chunks", "lane_calls", "lanes", "programs", "results", "snapshots"),
+    6: ("chunks", "lane_calls", "lanes", "processes", "programs", "results", "snapshots"),
     8: (
         "cli",
         "bench_cli",

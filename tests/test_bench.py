@@ -260,7 +260,7 @@ def test_rows_stand_to_the_limits_of_the_cores_that_they_use() -> None:
 @pytest.fixture
 def in_empty_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(terminal, "prepare_jax", lambda _: None)
+    monkeypatch.setattr(terminal, "prepare_jax", lambda _, **__: None)
 
 
 @pytest.mark.usefixtures("in_empty_folder")

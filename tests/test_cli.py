@@ -25,7 +25,7 @@ def in_empty_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def warm_jax(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves JAX as the tests have set it up: it has started."""
-    monkeypatch.setattr(terminal, "prepare_jax", lambda _: None)
+    monkeypatch.setattr(terminal, "prepare_jax", lambda _, **__: None)
 
 
 # What runs in the background of a script ignores Ctrl-C, and so would its children.

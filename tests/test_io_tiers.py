@@ -174,7 +174,7 @@ def test_a_run_says_by_which_tier_it_charges(tier: str | None, said: str) -> Non
 def test_a_run_takes_a_tier_of_a_file(
     file: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminal, "prepare_jax", lambda _: None)
+    monkeypatch.setattr(terminal, "prepare_jax", lambda _, **__: None)
     assert configured.configure(RunConfig(adapters=2, slots=1, paging=file)).paging_origin.endswith(
         "2 adapters, tier disk+memory"
     )
@@ -206,7 +206,7 @@ def test_tiers_that_cannot_be_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(terminal, "prepare_jax", lambda _: None)
+    monkeypatch.setattr(terminal, "prepare_jax", lambda _, **__: None)
     monkeypatch.chdir(file.parent)
     assert cli.main(["run", "--adapters", "2", "--slots", "1", *words.split()]) == 2
     error = capsys.readouterr().err
@@ -220,7 +220,7 @@ def test_a_sweep_varies_the_tier(tmp_path: pathlib.Path, monkeypatch: pytest.Mon
 
     from polar_jax import sweep
 
-    monkeypatch.setattr(terminal, "prepare_jax", lambda _: None)
+    monkeypatch.setattr(terminal, "prepare_jax", lambda _, **__: None)
     monkeypatch.chdir(tmp_path)
     text = """
 [fixed]

@@ -67,7 +67,7 @@ def test_a_log_on_standard_input(tmp_path, capsys, monkeypatch):
 
 def test_the_table_is_one_that_a_run_reads(tmp_path, capsys, monkeypatch):
     # JAX has started: its cache stays as the tests have set it up.
-    monkeypatch.setattr(terminal, "prepare_jax", lambda _: None)
+    monkeypatch.setattr(terminal, "prepare_jax", lambda _, **__: None)
     assert run(capsys, "server.log --out table.csv")[0] == 0
     small = "--slots 1 --context-dim 2 --horizon 300 --seeds 1 --policies lru --quiet"
     words = f"run --paging table.csv --adapters 2 --out out {small}".split()

@@ -27,7 +27,7 @@ runpy.run_module("polar_jax", run_name="__main__", alter_sys=True)
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(terminal, "prepare_jax", lambda _: None)
+    monkeypatch.setattr(terminal, "prepare_jax", lambda _, **__: None)
 
 
 def run(words: str | Sequence[str]) -> int:

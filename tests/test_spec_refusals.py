@@ -150,7 +150,7 @@ def test_filters_that_say_nothing_are_refused(text: str, words: str) -> None:
         ("horizon = 10", "horizon must stand under [fixed], [axes] or [[zip]]"),
         (
             "[fixed]\nout = 'x'",
-            "must not hold out: it changes no result and belongs on the command",
+            "must not hold out: it is about the machine and belongs on the command",
         ),
         ("[fixed]\ndevices = 2", "as --devices"),
         ("[axes]\nquiet = [true]", "as --quiet"),

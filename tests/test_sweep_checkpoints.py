@@ -187,7 +187,12 @@ def test_what_dead_processes_left_goes_and_what_living_ones_write_stays(
 
 def test_when_all_is_done_only_the_manifest_and_the_shards_remain(tmp_path: pathlib.Path) -> None:
     opened = filled(tmp_path)
+    opened.tidy()
     clean = everything(tmp_path)
+    assert clean == sorted(
+        ["manifest.json", "shards", "shards/0", "shards/index.jsonl"]
+        + [f"shards/0/{index}.parquet" for index in range(4)]
+    )
     for index in range(4):
         opened.write_checkpoint(index, STATE, {})
         opened.write_part(index, 0, rows(0), (0, 1))

@@ -17,9 +17,7 @@ LONG = interrupt_sweep.SPEC.replace("30_000", "200_000")
 # Runs the command line given, after a change to the program.
 CHANGED = "import sys\nfrom polar_jax import cli\n{}\nsys.exit(cli.main(sys.argv[1:]))"
 # Starts every shard again.
-FORGETFUL = CHANGED.format(
-    "from polar_jax.sweep import run\nrun._ShardRun._resume = lambda _: None"
-)
+FORGETFUL = CHANGED.format("from polar_jax.sweep import run\nrun.ShardRun._resume = lambda _: None")
 # Takes its time over the report.
 SLOW_REPORT = CHANGED.format(
     "import time\nfrom polar_jax.sweep import report\n"

@@ -174,7 +174,7 @@ def test_an_owner_that_lost_its_claim_stores_nothing_more(tmp_path, monkeypatch)
     run.execute(made, tmp_path / "whole", run.Options(), lambda _: None, run.Stop())
     jobs: list[Any] = []
 
-    class Job(run._ShardRun):
+    class Job(run.ShardRun):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
             jobs.append(self)
@@ -182,7 +182,7 @@ def test_an_owner_that_lost_its_claim_stores_nothing_more(tmp_path, monkeypatch)
         def due(self) -> bool:
             return self.batch >= 2
 
-    monkeypatch.setattr(run, "_ShardRun", Job)
+    monkeypatch.setattr(run, "ShardRun", Job)
     stop = run.Stop()
 
     def first(step: run.Progress) -> None:
@@ -296,7 +296,7 @@ def test_a_full_disk_ends_the_sweep_and_loses_no_stored_shard(whole, tmp_path, m
 @pytest.fixture
 def small(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """The spec as a file; JAX stays as the tests have set it up."""
-    monkeypatch.setattr(terminal, "prepare_jax", lambda _: None)
+    monkeypatch.setattr(terminal, "prepare_jax", lambda _, **__: None)
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "small.toml"
     path.write_text(TEXT, "utf-8")

@@ -373,6 +373,7 @@ def test_killed_at_any_moment_a_writer_leaves_whole_files_only(tmp_path: pathlib
         "manifest.json",
         "shards",
         "shards/0",
+        "shards/index.jsonl",
         *(f"shards/0/{index}.parquet" for index in range(3)),
     }
 

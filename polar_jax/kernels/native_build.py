@@ -2,7 +2,7 @@
 
 The library is kept beside JAX's compiled programs, under a name that says what it was built
 from: sources, flags, compiler, processor and jaxlib. Machines that share a home but not a
-processor build their own.
+processor build their own, unless the code is to be portable (`processors`).
 """
 
 import ctypes
@@ -20,9 +20,11 @@ from typing import NamedTuple
 
 import jax
 
+from polar_jax import processors
+
 SOURCES = pathlib.Path(__file__).parent / "native"
 FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC"),
+    *("-std=c++17", "-O3", "-shared", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi"),
 )
 _TARGETS = {
@@ -73,7 +75,7 @@ def command() -> list[str]:
       ValueError: if there is no compiler.
     """
     try:
-        return [*_compiler(), *FLAGS]
+        return [*_compiler(), *_flags()]
     except _UnavailableError as error:
         raise ValueError(str(error)) from None
 
@@ -97,8 +99,26 @@ def _compiler() -> list[str]:
     )
 
 
+@functools.cache
+def compiler_version() -> str | None:
+    """The compiler that builds the kernel, in its own words; None where there is none."""
+    try:
+        said = _ran([*_compiler(), "--version"]).stdout.decode(errors="replace")
+    except (_UnavailableError, OSError):
+        return None
+    return said.partition("\n")[0].strip() or None
+
+
+def _flags() -> tuple[str, ...]:
+    """What the compiler is told: code for this processor, or for all of a level."""
+    portable = processors.code() == processors.PORTABLE
+    return (f"-march={processors.PORTABLE if portable else 'native'}", *FLAGS)
+
+
 def _processor() -> str:
     """What code for this processor depends on: its model and its instruction sets."""
+    if processors.code() == processors.PORTABLE:
+        return processors.PORTABLE
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -124,7 +144,7 @@ def _built() -> pathlib.Path:
     digest = hashlib.sha256(_ran([*compiler, "--version"]).stdout)
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    known = (*compiler, *FLAGS, _processor(), importlib.metadata.version("jaxlib"))
+    known = (*compiler, *_flags(), _processor(), importlib.metadata.version("jaxlib"))
     digest.update("\0".join(known).encode())
     path = _folder() / f"rounds-{digest.hexdigest()[:16]}.so"
     if not path.is_file():
@@ -154,7 +174,7 @@ def _build(compiler: list[str], path: pathlib.Path) -> None:
             made = pathlib.Path(folder) / "rounds.so"
             sources = [str(source) for source in sorted(SOURCES.glob("*.cc"))]
             headers = f"-I{jax.ffi.include_dir()}"
-            run = _ran([*compiler, *FLAGS, headers, *sources, "-o", str(made)])
+            run = _ran([*compiler, *_flags(), headers, *sources, "-o", str(made)])
             if run.returncode:
                 lines = run.stderr.decode(errors="replace").splitlines()
                 wrong = [line for line in lines if "error" in line] or lines or ["no message"]

@@ -40,6 +40,11 @@ class SweepRun:
       checkpoint_seconds: work that may be lost when the machine is switched off, above 0.
       memory_limit: GiB that may be used on each device. It changes no result.
       devices: devices to use, at least 1; no result depends on it.
+      portable: compile for any processor with AVX2, so that unlike machines give the same bits;
+        a folder is of one kind of code.
+      distributed: compute every shard together with the other processes of this job step, as
+        started by srun or another launcher that JAX knows; without it each process takes shards
+        of its own, which is faster wherever a shard fits one of them.
       report: make tables and figures at the end; `polar-jax sweep report` makes them later.
       quiet: print nothing but errors.
     """
@@ -51,6 +56,8 @@ class SweepRun:
     checkpoint_seconds: float = 20.0
     memory_limit: Annotated[float | None, _arg("FLOAT", "four fifths of what there is")] = None
     devices: Annotated[int | None, _arg("INT", "every core, or every accelerator")] = None
+    portable: bool = False
+    distributed: bool = False
     report: bool = True
     quiet: bool = False
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from polar_jax import console as console_
 from polar_jax import streams
+from polar_jax.sweep import device_layout
 from polar_jax.sweep.plan import Plan
 from polar_jax.sweep.run import Outcome, Progress
 
@@ -129,7 +130,9 @@ def size(number_of_bytes: float) -> str:
     return f"{number_of_bytes / 2**30:,.1f} GiB"
 
 
-def print_plan(console: Console, plan: Plan, memory: list[int], *, exact: bool) -> None:
+def print_plan(
+    console: Console, plan: Plan, memory: list[int], *, exact: bool, num_devices: int
+) -> None:
     """Prints a plan.
 
     Args:
@@ -137,6 +140,7 @@ def print_plan(console: Console, plan: Plan, memory: list[int], *, exact: bool) 
       plan: the plan.
       memory: bytes on one device per bucket.
       exact: whether the compiler planned that memory, or it is an estimate.
+      num_devices: devices of the machine.
     """
     spec = plan.spec
     console.print(spec.title or spec.name, style="bold", markup=False)
@@ -176,6 +180,15 @@ def print_plan(console: Console, plan: Plan, memory: list[int], *, exact: bool) 
         console.print(f"  {name}", markup=False, soft_wrap=True)
     kind = "as compiled" if exact else "estimated; --exact-memory compiles to know"
     console.print(f"memory per device: at most {size(max(memory))} ({kind})")
+    layout, why = device_layout.choose(plan, num_devices)
+    console.print(f"layout: {why}", soft_wrap=True)
+    if layout.processes > 1:
+        own = "--devices" if plan.platform == "cpu" else "CUDA_VISIBLE_DEVICES and --devices"
+        console.print(
+            f"  start `polar-jax sweep run` {layout.processes} times on the same folder, each with "
+            f"{layout.devices} of the devices ({own}); no result depends on it",
+            soft_wrap=True,
+        )
     console.print(
         f"shards: {len(plan.shards):,}; about {duration(plan.seconds)} on 2 cores, and up to "
         f"{duration(compile_seconds(plan))} of compiling the first time"

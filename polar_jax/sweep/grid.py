@@ -28,7 +28,7 @@ LATER = (
     *("order", "arrivals", "missing", "benchmark", "tier"),
     *("capacity_bytes", "size_bytes", "prior"),
 )
-ON_COMMAND_LINE = ("out", "overwrite", "devices", "quiet")
+ON_COMMAND_LINE = ("out", "overwrite", "devices", "portable", "quiet")
 # Values of one axis; a grid is refused at this size anyway.
 MAX_VALUES = 100_000
 _OPTION_OF: dict[str, str] = {column: option for option, column in COLUMNS.items()}
@@ -161,7 +161,7 @@ def known_option(where: str, key: str) -> str:
     if option in ON_COMMAND_LINE:
         flag = "--" + option.replace("_", "-")
         raise SpecError(
-            f"{where} must not hold {key}: it changes no result and belongs on the command "
+            f"{where} must not hold {key}: it is about the machine and belongs on the command "
             f"line, as {flag}."
         )
     if option not in KINDS:

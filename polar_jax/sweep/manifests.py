@@ -2,9 +2,10 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from polar_jax import processors
 from polar_jax.sweep import files
 from polar_jax.sweep.files import StoreError
 
@@ -15,6 +16,7 @@ _BUCKET = ("environment", "num_adapters", "context_dim", "padded_adapters", "pad
 # What a person recognises where the hashes of two specs differ.
 _TELLING = ("seeds", "num_configurations", "axes", "filters")
 _SHOWN = 3
+_PROCESSOR = ("cpu", "instruction_set")
 # What may be edited in a spec without changing a row.
 _TOLD = ("title", "description", "spec_text", "scaling", "report")
 
@@ -139,6 +141,7 @@ def _other_differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> l
     # Sums in another order: a sweep's rows are of one kernel, which POLAR_JAX_KERNEL chooses.
     before, after = (machine.get("kernel", "xla") for machine in machines)
     differences += _difference("the kernel (POLAR_JAX_KERNEL)", before, after)
+    differences += _difference("the code (--portable)", _code(stored), _code(given))
     buckets = [manifest.get("buckets") or [] for manifest in (stored, given)]
     differences += _difference("the number of buckets", len(buckets[0]), len(buckets[1]))
     for number, (before, after) in enumerate(zip(*buckets, strict=False)):
@@ -173,7 +176,13 @@ def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "schema": manifest["schema"],
         "shard_seconds": manifest.get("shard_seconds"),
         "device_kind": (manifest.get("machine") or {}).get("device_kind"),
+        "code": _code(manifest),
     }
+
+
+def carried(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file carries, with what those of earlier versions leave out."""
+    return {"code": processors.NATIVE, **facts}
 
 
 def session(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,8 +191,63 @@ def session(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "jaxlib": (manifest.get("versions") or {}).get("jaxlib"),
         "cpu": machine.get("cpu"),
+        "instruction_set": machine.get("instruction_set"),
+        "compiler": machine.get("compiler"),
         "device_kind": machine.get("device_kind"),
     }
+
+
+def mixed(shards: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """What differs among the sessions that computed some shards: its name to the values found.
+
+    Args:
+      shards: facts of shards' files; what earlier versions did not record is no difference.
+    """
+    found: dict[str, set[str]] = {name: set() for name in session({})}
+    for facts in shards:
+        for one in facts.get("sessions") or [facts]:
+            for name, values in found.items():
+                if one.get(name) is not None:
+                    values.add(str(one[name]))
+    return {name: sorted(values) for name, values in found.items() if len(values) > 1}
+
+
+def said_of_mixed(mixed: Mapping[str, list[str]], manifest: Mapping[str, Any]) -> list[str]:
+    """Sentences on shards that were not all computed alike.
+
+    Args:
+      mixed: from `Store.mixed`.
+      manifest: the sweep's.
+
+    Returns:
+      One for each thing that matters to the bits; none where all are alike.
+    """
+    rest = {name: values for name, values in mixed.items() if name not in _PROCESSOR}
+    said = [f"Shards differ in {name}: {', '.join(values)}." for name, values in rest.items()]
+    models = "; ".join(mixed.get("cpu", ()))
+    sets = "; ".join(mixed.get("instruction_set", ()))
+    if _code(manifest) != processors.NATIVE:
+        if models or sets:
+            said.append(
+                f"Shards were computed on unlike processors ({models or sets}) with the same "
+                "portable code."
+            )
+    elif sets:
+        said.append(
+            f"Shards were computed by processors with unlike instructions ({sets}) and without "
+            "--portable: rows are not bitwise what one of them alone would have computed."
+        )
+    elif models:
+        said.append(
+            f"Shards were computed on several models of processor ({models}) without --portable: "
+            "rows may differ in their last bits from what one alone would have computed."
+        )
+    return said
+
+
+def _code(manifest: Mapping[str, Any]) -> str:
+    """Whose instructions a sweep's code uses; earlier versions knew one kind."""
+    return str((manifest.get("machine") or {}).get("code", processors.NATIVE))
 
 
 def tiles(manifest: Mapping[str, Any]) -> list[int]:

@@ -318,6 +318,8 @@ def section(grid: Grid, manifest: dict[str, Any], facts: Facts) -> str:
         "seconds in shards": f"{seconds:,.1f}",
         "decisions per second": speed,
         "CPU": machine["cpu"],
+        "instructions": machine.get("instruction_set", _DASH),
+        "compiled for": machine.get("code", _DASH),
         "devices": f"{manifest['num_devices']} x {machine['device_kind']}",
         "versions": ", ".join(f"{name} {value}" for name, value in manifest["versions"].items()),
         "git commit": commit,

@@ -2,25 +2,28 @@
 
 import dataclasses
 import pathlib
+import random
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
-from polar_jax import lanes, manifest
+from polar_jax import lanes, manifest, processes
 from polar_jax.lane_calls import Shape
 from polar_jax.sweep import claims as claims_
-from polar_jax.sweep import rows, store
-from polar_jax.sweep.plan import Plan, Shard
-
-if TYPE_CHECKING:
-    import pyarrow
+from polar_jax.sweep import shard_files, store, together
+from polar_jax.sweep.plan import Plan
+from polar_jax.sweep.shard_run import ShardRun
 
 CHECKPOINT_SECONDS = 20.0
-# How often a process without a shard of its own looks again.
-_PATIENCE_SECONDS = 1.0
+# How soon a process without a shard of its own looks again: at first, and at last.
+_PATIENCE_SECONDS, _MOST_PATIENCE_SECONDS = 1.0, 10.0
+# Shards of others whose owners it looks at each time.
+_MOST_OF_OTHERS = 8
+# How often what others have stored is counted, for the progress shown.
+_LOOK_SECONDS = 10.0
 
 
 class Progress(NamedTuple):
@@ -149,6 +152,7 @@ def execute(
     Raises:
       StoreError: if the folder holds another sweep.
       OSError: if the disk is full or the folder cannot be written.
+      LostError: if a process that computes with this one has ended.
     """
     described = describe(plan, options.num_devices)
     folder = store.create_or_open(out, {"created": manifest.now(), **described})
@@ -156,10 +160,11 @@ def execute(
     worker = _Worker(plan, folder, options, progress, stop)
     with claims_.Claims(folder.claims_folder) as claims:
         worker.work(claims)
-    if not stop.requested and all(
-        state == "done" for state in folder.states(len(plan.shards)).values()
-    ):
-        folder.tidy()
+    together.end(stopped=stop.requested)
+    if not stop.requested and len(folder.stored()) >= len(plan.shards):
+        states = folder.states(len(plan.shards), whole=False)
+        if all(state == "done" for state in states.values()):
+            folder.tidy()
     return worker.outcome()
 
 
@@ -177,12 +182,16 @@ class _Worker:
         self.plan, self.folder, self.options = plan, folder, options
         self.progress, self.stop = progress, stop
         self.share = options.shards(plan)
+        self.decisions = {index: plan.shards[index].decisions for index in self.share}
+        self.total = sum(self.decisions.values())
         self.failed: dict[int, str] = {}
         self.too_big: set[Shape] = set()  # sizes whose tile needs more memory than is allowed
-        self.began = time.perf_counter()
+        self.began = self.looked = time.perf_counter()
         self.made = 0
         self.storing = self.compiling = 0.0
-        self.stored = 0  # decisions of stored shards in this share
+        self.states: dict[int, store.State] | None = None  # of the share, as last looked at
+        self.last = -1  # the shard that this process had last
+        self.patience = _PATIENCE_SECONDS
 
     def work(self, claims: claims_.Claims) -> None:
         """Takes one missing shard after the other until none is left."""
@@ -190,27 +199,59 @@ class _Worker:
             missing = self._missing()
             if not missing:
                 return
-            taken = False
-            for index in missing:
-                if self.stop.requested:
-                    return
-                if not self._is_too_big(index):
-                    taken |= self._try(index, claims)
-            if not taken:
+            if any(self._try(index, claims) for index in self._in_turn(missing)):
+                self.patience = _PATIENCE_SECONDS
+            elif not self.stop.requested:
                 self._wait()
 
     def _missing(self) -> list[int]:
-        states = self.folder.states(len(self.plan.shards))
-        foreign = [index for index in self.share if states[index] == "foreign"]
+        """Shards to do; after the first look, only files that are new are read."""
+        if self.states is None:
+            self.states = self.folder.states(only=self.share)
+        else:
+            self._look_again()
+        foreign = [index for index in self.share if self.states[index] == "foreign"]
         if foreign:
             raise store.StoreError(self.folder.complaint(foreign[0]))
-        done = [index for index in self.share if states[index] == "done"]
-        self.stored = sum(self.plan.shards[index].decisions for index in done)
         return [
             index
             for index in self.share
-            if states[index] != "done" and index not in self.failed and not self._is_too_big(index)
+            if self.states[index] != "done"
+            and index not in self.failed
+            and not self._is_too_big(index)
         ]
+
+    def _look_again(self) -> None:
+        """Takes note of what others have stored, by the folders' lists of names."""
+        if self.states is None:
+            return
+        self.looked = time.perf_counter()
+        stored = self.folder.stored()
+        new = [i for i in self.share if i in stored and self.states[i] in ("missing", "failed")]
+        self.states |= self.folder.states(only=new)
+
+    def _in_turn(self, missing: list[int]) -> Iterator[int]:
+        """Missing shards in the order to try them: free ones first, then a few of others'.
+
+        Those that follow the last one share its programs. Where others are at work, processes
+        begin at different places: a thousand that all try one after the other would ask the disk
+        a million times.
+        """
+        claimed = shard_files.numbers(self.folder.claims_folder)
+        free = [index for index in missing if index not in claimed]
+        busy = [index for index in missing if index in claimed]
+        begin = 0
+        if self.last + 1 in free:
+            begin = free.index(self.last + 1)
+        elif busy and free:
+            begin = random.randrange(len(free))
+        # An owner may be dead; which of many it is need not be known at once.
+        some = random.sample(busy, min(len(busy), _MOST_OF_OTHERS))
+        for index in (*free[begin:], *free[:begin], *some):
+            if self.stop.requested:
+                return
+            if not self._is_too_big(index):
+                yield index
 
     def _is_too_big(self, index: int) -> bool:
         return not self.too_big.isdisjoint(self.plan.shards[index].shapes)
@@ -218,36 +259,46 @@ class _Worker:
     def _wait(self) -> None:
         """Waits while others work on what is left, until they end or their leases do."""
         self.report("waiting", 0, "for shards that other processes work on")
-        until = time.perf_counter() + _PATIENCE_SECONDS
+        until = time.perf_counter() + self.patience
+        self.patience = min(2 * self.patience, _MOST_PATIENCE_SECONDS)
         while time.perf_counter() < until and not self.stop.requested:
             time.sleep(0.05)
 
     def _try(self, index: int, claims: claims_.Claims) -> bool:
-        """Runs a shard if nobody else does; whether it was ours."""
+        """Runs a shard if nobody else does or did; whether it was ours."""
+        if self._state(index) in ("missing", "failed") and self.folder.shard_path(index).exists():
+            return False
         claim = claims.try_claim(index)
         if claim is None:
             return False
+        self.last = index
         with claim:
             # Its last owner may have ended between our look and our claim.
             if self.folder.state(index) == "done":
                 return True
-            shard = self.plan.shards[index]
             try:
-                _ShardRun(self, shard, claim).execute()
+                ShardRun(self, self.plan.shards[index], claim).execute()
                 if self.folder.state(index) != "done":
                     # Trying again would end in the same way, for ever.
                     raise store.StoreError(self.folder.complaint(index))
             except lanes.StoppedError:
                 return True
-            except (store.NoSpaceError, KeyboardInterrupt, SystemExit):
+            except (store.NoSpaceError, processes.LostError, KeyboardInterrupt, SystemExit):
                 raise
             except Exception as error:
                 self._fail(index, error)
+                if processes.count() > 1 and not isinstance(error, MemoryError):
+                    # The others may be anywhere in the shard.
+                    raise
                 return True
-        self.stored += shard.decisions
-        self.made += shard.decisions
+        if self.states is not None:
+            self.states[index] = "done"
+        self.made += self.decisions[index]
         self.report("shard", 0, str(index))
         return True
+
+    def _state(self, index: int) -> str:
+        return "missing" if self.states is None else self.states[index]
 
     def _fail(self, index: int, error: Exception) -> None:
         text = " ".join(str(error).split()) or type(error).__name__
@@ -257,15 +308,16 @@ class _Worker:
 
     def report(self, phase: str, made: int, note: str) -> None:
         """Tells how far this process's share is; `made` decisions of the shard in work."""
-        done = sum(self.folder.shard_path(index).exists() for index in self.share)
-        total = sum(self.plan.shards[index].decisions for index in self.share)
-        self.progress(
-            Progress(phase, done, len(self.share), min(self.stored + made, total), total, note)
-        )
+        if time.perf_counter() - self.looked > _LOOK_SECONDS:
+            self._look_again()
+        done = [index for index in self.share if self._state(index) == "done"]
+        stored = sum(self.decisions[index] for index in done)
+        decisions = min(stored + made, self.total)
+        self.progress(Progress(phase, len(done), len(self.share), decisions, self.total, note))
 
     def outcome(self) -> Outcome:
         """How the call ended."""
-        states = self.folder.states(len(self.plan.shards))
+        states = self.folder.states(only=self.share)
         return Outcome(
             done=sum(states[index] == "done" for index in self.share),
             shards=len(self.share),
@@ -276,164 +328,3 @@ class _Worker:
             storing_seconds=self.storing,
             compiling_seconds=self.compiling,
         )
-
-
-class _ShardRun:
-    """One shard while it runs: the engine's watch."""
-
-    def __init__(self, worker: _Worker, shard: Shard, claim: claims_.Claim) -> None:
-        self.worker, self.shard, self.claim = worker, shard, claim
-        self.folder = worker.folder
-        self.tables: list[pyarrow.Table] = []  # rows of finished batches
-        self.parts = 0  # how many of them are stored, as parts
-        self.kept = 0  # batches that the stored parts hold
-        self.batch = 0
-        self.before = 0.0  # seconds of earlier processes
-        self.began = self.saved = time.perf_counter()
-        self.decisions_before = 0
-
-    def execute(self) -> None:
-        """Runs the shard from where it was left, and stores it."""
-        resume = self._resume()
-        while self.batch < len(self.shard.batches):
-            batch = self.shard.batches[self.batch]
-            try:
-                results = self._run(batch.experiments(), resume)
-            except MemoryError:
-                # Shards of these sizes share their programs, and would all fail alike.
-                self.worker.too_big.add(batch.cells[0].experiment.compiled_shape)
-                raise
-            resume = None
-            self.tables.append(rows.table(self.worker.plan, batch, results))
-            self.worker.compiling += results[0].compile_seconds
-            self.decisions_before += batch.decisions
-            self.batch += 1
-            if self.stopping():
-                self._checkpoint(None)
-                raise lanes.StoppedError
-            if self.due():
-                self._checkpoint(None)
-        self._store()
-
-    def _resume(self) -> lanes.Snapshot | None:
-        """Takes up what an earlier process left of this shard."""
-        found = self.folder.read_checkpoint(self.shard.index)
-        parts = None
-        if found is not None:
-            parts = self.folder.read_parts(self.shard.index, found[1]["batch"])
-        if found is None or parts is None:
-            # What is left of it must not be taken for a part of what is made now.
-            self.folder.drop_checkpoint(self.shard.index)
-            return None
-        arrays, meta = found
-        self.batch, self.before = meta["batch"], meta["seconds"]
-        self.decisions_before = sum(batch.decisions for batch in self.shard.batches[: self.batch])
-        self.tables, self.parts, self.kept = parts, len(parts), self.batch
-        return lanes.Snapshot(meta["position"], arrays) if meta["position"] else None
-
-    def _run(
-        self, experiments: list[lanes.Experiment], resume: lanes.Snapshot | None
-    ) -> list[lanes.Results]:
-        options = self.worker.options
-        return lanes.run_many(
-            experiments,
-            num_devices=options.num_devices,
-            memory_limit=options.memory_limit,
-            progress=self._progress,
-            watch=self,
-            resume=resume,
-        )
-
-    def _progress(self, step: lanes.Progress) -> None:
-        if step.phase == "compiling":
-            if self.stopping():
-                # A stored state of this batch stays valid: nothing was computed since.
-                if self.kept < self.batch:
-                    self._checkpoint(None)
-                raise lanes.StoppedError
-            self.worker.report("compiling", self.decisions_before, f"{step.done}/{step.total}")
-            return
-        self.worker.report("running", self.decisions_before + step.done, str(self.shard.index))
-
-    def stopping(self) -> bool:
-        """Whether to stop now."""
-        return self.worker.stop.requested
-
-    def due(self) -> bool:
-        """Whether a checkpoint's interval has passed."""
-        return time.perf_counter() - self.saved >= self.worker.options.checkpoint_seconds
-
-    def save(self, snapshot: lanes.Snapshot) -> None:
-        """Stores the lanes in progress, and the rows that no part holds yet."""
-        self._checkpoint(snapshot)
-
-    def _checkpoint(self, snapshot: lanes.Snapshot | None) -> None:
-        began = time.perf_counter()
-        self._check_ours()
-        if self.kept < self.batch:
-            part = _joined(self.tables[self.parts :])
-            self.folder.write_part(self.shard.index, self.parts, part, (self.kept, self.batch))
-            self.tables[self.parts :] = [part]
-            self.parts, self.kept = self.parts + 1, self.batch
-        meta = {
-            "batch": self.batch,
-            "decisions": self.decisions_before + self._decisions_in(snapshot),
-            "position": {} if snapshot is None else snapshot.position,
-            "seconds": self._seconds(),
-        }
-        arrays = {} if snapshot is None else snapshot.arrays
-        self.folder.write_checkpoint(self.shard.index, arrays, meta)
-        self.saved = time.perf_counter()
-        self.worker.storing += self.saved - began
-
-    def _check_ours(self) -> None:
-        """Ends this process's part where another one took the claim, as it looked dead."""
-        if not self.claim.still_ours():
-            raise lanes.StoppedError
-
-    def _decisions_in(self, snapshot: lanes.Snapshot | None) -> int:
-        """Decisions that a snapshot of the batch in work holds, whole chunks."""
-        if snapshot is None:
-            return 0
-        batch, position = self.shard.batches[self.batch], snapshot.position
-        horizon = batch.cells[0].experiment.problem.horizon
-        lanes_ = len(batch.cells) * (batch.seeds[1] - batch.seeds[0])
-        done = min(position["lanes"], lanes_)
-        flying = min(position["flight"] * position["width"], lanes_ - done)
-        served = done * horizon + flying * min(position["first_round"], horizon)
-        return served * batch.decisions // (lanes_ * horizon)
-
-    def _seconds(self) -> float:
-        return self.before + time.perf_counter() - self.began
-
-    def _store(self) -> None:
-        began = time.perf_counter()
-        index = self.shard.index
-        self._check_ours()
-        table = _joined(self.tables)
-        if table.num_rows != self.shard.rows:
-            self.folder.drop_checkpoint(index)
-            raise store.StoreError(
-                f"shard {index} has {table.num_rows} rows in place of {self.shard.rows}; it starts "
-                "again."
-            )
-        tiles = {
-            bucket.tile
-            for bucket in self.worker.plan.buckets
-            for batch in self.shard.batches
-            if batch.cells[0].experiment.compiled_shape == bucket.shape
-        }
-        facts = {"seconds": self._seconds(), "decisions": self.shard.decisions}
-        if len(tiles) == 1:
-            facts["tile"] = tiles.pop()
-        self.folder.write_shard(index, table, facts)
-        self.folder.clear_failure(index)
-        self.folder.drop_checkpoint(index)
-        self.worker.storing += time.perf_counter() - began
-
-
-def _joined(tables: "list[pyarrow.Table]") -> "pyarrow.Table":
-    import pyarrow
-
-    plain = [table.replace_schema_metadata(None) for table in tables]
-    return pyarrow.concat_tables(plain).combine_chunks()

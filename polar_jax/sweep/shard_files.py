@@ -6,10 +6,10 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from polar_jax.sweep import files, manifests
+from polar_jax.sweep import files, manifests, shard_index
 
 if TYPE_CHECKING:
     import pyarrow
@@ -30,13 +30,16 @@ def path_of(folder: pathlib.Path, index: int) -> pathlib.Path:
     return folder / str(index // _PER_FOLDER) / f"{index}.parquet"
 
 
-def write_table(path: pathlib.Path, columns: "pyarrow.Table", facts: Mapping[str, Any]) -> None:
+def write_table(path: pathlib.Path, columns: "pyarrow.Table", facts: Mapping[str, Any]) -> Facts:
     """Writes a table, with facts in its metadata and a checksum per page.
 
     Args:
       path: the file.
       columns: the table.
       facts: plain values, ready for JSON.
+
+    Returns:
+      What `read_facts` reads from it.
 
     Raises:
       NoSpaceError: if the disk is full.
@@ -51,6 +54,7 @@ def write_table(path: pathlib.Path, columns: "pyarrow.Table", facts: Mapping[str
     pyarrow.parquet.write_table(tagged, sink, write_page_checksum=True)
     data = memoryview(sink.getvalue())
     files.write_whole(path, lambda file: file.write(data))
+    return {**json.loads(text), "rows": columns.num_rows}
 
 
 def read_table(path: pathlib.Path, columns: list[str] | None = None) -> "pyarrow.Table":
@@ -147,38 +151,70 @@ class Footers:
 
         Args:
           folder: where the folders of shards are.
-          read: `read_facts`, or `read_whole` for whoever computes what is damaged again.
+          read: `read_facts`, or `read_whole` for whoever computes what is damaged again: what is
+            there at its first look is read so, what others store since is taken at their word.
         """
         self._folder = folder
         self._read = read
         self._known: dict[int, tuple[_Stamp, Facts | None]] = {}
+        self._old: set[int] | None = None
         self._lock = threading.Lock()
+        self.index = shard_index.Index(folder)
 
-    def read(self) -> dict[int, Facts | None]:
-        """Shard to facts, None for a damaged file; files that are there now, in order."""
+    def read(
+        self, only: Collection[int] | None = None, *, whole: bool = True
+    ) -> dict[int, Facts | None]:
+        """Shard to facts, None for a damaged file; files that are there now, in order.
+
+        Args:
+          only: shards to look at; all where None.
+          whole: whether to read files that were there at the first look as `read` says.
+        """
         import pyarrow.parquet  # Before the threads, which would wait for one another.
 
         del pyarrow
-        stamps = dict(sorted(self._stamps()))
+        stamps = dict(sorted(self._stamps() if only is None else self._stamps_of(only)))
         with self._lock:
             known = {i: self._known[i] for i in stamps if i in self._known}
+            if self._old is None:
+                self._old = set() if self._read is read_facts else self.names()
+            old = self._old if whole else ()
         new = [i for i, stamp in stamps.items() if i not in known or known[i][0] != stamp]
+        if new:
+            self.index.refresh()
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            for index, facts in zip(new, pool.map(self._facts, new), strict=True):
-                known[index] = (stamps[index], facts)
+            facts = pool.map(lambda i: self._facts(i, stamps[i], whole=i in old), new)
+            for index, one in zip(new, facts, strict=True):
+                known[index] = (stamps[index], one)
         with self._lock:
-            self._known = known
+            self._known = known if only is None else {**self._known, **known}
         return {index: known[index][1] for index in stamps}
 
-    def _facts(self, index: int) -> Facts | None:
+    def names(self) -> set[int]:
+        """Shards whose files are there, from the folders' lists of names alone."""
+        found = set()
+        for folder in folders(self._folder):
+            inside = numbers(folder, ".parquet")
+            found |= {index for index in inside if path_of(self._folder, index).parent == folder}
+        return found
+
+    def close(self) -> None:
+        """Makes one file of the index; to be called once all shards are stored."""
+        known = {index: ((s[1], s[2]), one) for index, (s, one) in self._known.items() if one}
+        self.index.close(known)
+
+    def _facts(self, index: int, stamp: _Stamp, *, whole: bool) -> Facts | None:
+        told = None if whole else self.index.facts(index, stamp[1:])
+        if told is not None:
+            return told
+        read = self._read if whole else read_facts
         try:
-            return self._read(path_of(self._folder, index))
+            return read(path_of(self._folder, index))
         except (DamagedError, FileNotFoundError):
             # A file is only ever replaced: one that vanished was moved away by hand.
             return None
 
-    def _stamps(self) -> list[tuple[int, _Stamp]]:
-        found = []
+    def _stamps(self) -> Iterator[tuple[int, _Stamp]]:
         for folder in folders(self._folder):
             with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
                 for entry in entries:
@@ -186,10 +222,16 @@ class Footers:
                     if index is None or path_of(self._folder, index).parent != folder:
                         continue
                     with contextlib.suppress(FileNotFoundError):
-                        stat = entry.stat()
-                        stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-                        found.append((index, stamp))
-        return found
+                        yield index, _stamp(entry.stat())
+
+    def _stamps_of(self, indices: Collection[int]) -> Iterator[tuple[int, _Stamp]]:
+        for index in indices:
+            with contextlib.suppress(FileNotFoundError):
+                yield index, _stamp(path_of(self._folder, index).stat())
+
+
+def _stamp(stat: os.stat_result) -> _Stamp:
+    return stat.st_ino, *shard_index.look(stat)
 
 
 def number(name: str, suffix: str = "") -> int | None:
@@ -205,6 +247,17 @@ def names(folder: pathlib.Path) -> list[str]:
         return os.listdir(folder)
     except FileNotFoundError:
         return []
+
+
+def named(found: Iterable[str], suffix: str = "") -> set[int]:
+    """The shards that some names are of; other names are left out."""
+    numbers_ = (number(name, suffix) for name in found)
+    return {one for one in numbers_ if one is not None}
+
+
+def numbers(folder: pathlib.Path, suffix: str = "") -> set[int]:
+    """Shards that files or folders of a folder are named after."""
+    return named(names(folder), suffix)
 
 
 def folders(parent: pathlib.Path) -> list[pathlib.Path]:

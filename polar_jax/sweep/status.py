@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from polar_jax.sweep import store
+from polar_jax.sweep import manifests, store
 from polar_jax.sweep.claims import Claims
 
 
@@ -19,7 +19,8 @@ def read(out: pathlib.Path) -> dict[str, Any]:
       `title`; counts `shards`, `done`, `missing`, `failed`, `damaged`, `foreign`; `decisions`
       in done shards, and `checkpointed` ones in others, of `total`; `seconds` of work in the
       done shards; `seconds_left` at the pace of all that is stored (None before there is any);
-      `in_work` shards with an owner; `errors` by shard; `lines` for people.
+      `in_work` shards with an owner; `errors` by shard; `mixed`, sentences on what shards differ
+      in (`manifests.said_of_mixed`); `lines` for people.
 
     Raises:
       StoreError: if it holds no sweep.
@@ -27,9 +28,8 @@ def read(out: pathlib.Path) -> dict[str, Any]:
     folder = store.open_existing(out)
     manifest = folder.manifest
     # Before the shards: one that is finished in between counts as done, not as gone.
-    metas = {index: folder.read_meta(index) for index in range(manifest["num_shards"])}
-    states = folder.states(manifest["num_shards"])
-    facts = folder.all_facts()
+    metas = {index: folder.read_meta(index) for index in folder.checkpointed()}
+    states, facts = folder.look(manifest["num_shards"])
     counts = {
         state: sum(one == state for one in states.values())
         for state in ("done", "missing", "failed", "damaged", "foreign")
@@ -54,6 +54,7 @@ def read(out: pathlib.Path) -> dict[str, Any]:
         "seconds": seconds,
         "seconds_left": spent * (total - made) / made if made else None,
         "in_work": working,
+        "mixed": manifests.said_of_mixed(manifests.mixed(facts.values()), manifest),
         "errors": {index: one["error"] for index, one in folder.read_failures().items()},
     }
     return {**found, "lines": _lines(out, found, states, folder)}
@@ -84,6 +85,7 @@ def _lines(
             ago = duration(max(0.0, time.time() - path.stat().st_mtime))
             lines.append(f"shard {index}: last checkpoint {ago} ago")
     lines += [f"shard {index} failed: {error}" for index, error in found["errors"].items()]
+    lines += found["mixed"]
     lines += [
         folder.complaint(index)
         for index, state in states.items()

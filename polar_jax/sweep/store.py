@@ -2,6 +2,7 @@
 
     OUT/manifest.json                          what was asked, and with what it is computed
     OUT/shards/<index//1000>/<index>.parquet   a row per lane; a shard is done when it is there
+    OUT/shards/index.jsonl                     what they hold (`shard_index`); none is needed
     OUT/checkpoints/<index>/                   state of a shard in work, and its finished parts
     OUT/failures/<index>.json                  the last error of a shard that failed
     OUT/claims/<index>                         who works on it (`claims`)
@@ -15,18 +16,13 @@ import datetime
 import json
 import os
 import pathlib
-import shutil
-import threading
-import warnings
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from polar_jax.sweep import checkpoints, files, leftovers, manifests, shard_files
+from polar_jax.sweep import files, leftovers, manifests, shard_files, shards_in_work
 from polar_jax.sweep.files import NoSpaceError, StoreError
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow
 
 __all__ = ["SCHEMA", "NoSpaceError", "Store", "StoreError", "create_or_open", "open_existing"]
@@ -96,7 +92,7 @@ def open_existing(out: pathlib.Path, *, whole: bool = False) -> "Store":
     return Store(out, stored, stored, read)
 
 
-class Store:
+class Store(shards_in_work.ShardsInWork):
     """A sweep's folder; several processes, and threads of each, may use it at once.
 
     Attributes:
@@ -119,18 +115,14 @@ class Store:
           given: this process's own.
           read: how much of a shard's file is read to judge it; see `shard_files.Footers`.
         """
+        super().__init__(out, manifest, given)
         self.out = out
         self.manifest = manifest
         self.claims_folder = out / "claims"
         self._shards = out / "shards"
-        self._checkpoints = out / "checkpoints"
         self._failures = out / "failures"
-        self._session = manifests.session(given)
-        # Sessions whose state went into a shard that is in work here.
-        self._sessions: dict[int, list[dict[str, Any]]] = {}
         self._read = read
         self._footers = shard_files.Footers(self._shards, read)
-        self._lock = threading.Lock()
 
     def shard_path(self, index: int) -> pathlib.Path:
         """Where a shard's rows are stored, once they are."""
@@ -153,13 +145,15 @@ class Store:
         if self.state(index) == "foreign":
             raise StoreError(self.complaint(index))
         own = {
-            **manifests.identity(self.manifest),
+            **self._identity,
             "shard": index,
             **self._session,
             "created": _now(),
             "sessions": self._known_sessions(index),
         }
-        shard_files.write_table(path, columns, {**own, **facts})
+        self._footers.index.add(
+            index, path, shard_files.write_table(path, columns, {**own, **facts})
+        )
 
     def read_facts(self, index: int) -> Facts:
         """A shard's metadata, with `rows`, its number of rows; cheap.
@@ -190,42 +184,70 @@ class Store:
         except FileNotFoundError:
             return "failed" if self._failure_path(index).exists() else "missing"
 
-    def states(self, num_shards: int | None = None) -> dict[int, State]:
+    def states(
+        self,
+        num_shards: int | None = None,
+        *,
+        only: Collection[int] | None = None,
+        whole: bool = True,
+    ) -> dict[int, State]:
         """What is known of every shard; a repeated call reads only what is new.
 
         Args:
           num_shards: how many there are; None leaves the missing ones out.
+          only: shards to look at, whose files alone are touched; all where None.
+          whole: whether to read all pages of what was there before, where this store does.
 
         Returns:
           Shard to state, as `state` has it, in order.
         """
-        known: dict[int, State] = dict.fromkeys(_numbers(self._failures, ".json"), "failed")
-        known |= {index: self._judge(index, facts) for index, facts in self._footers.read().items()}
-        if num_shards is not None:
-            known = {index: known.get(index, "missing") for index in range(num_shards)}
+        return self._states_of(self._footers.read(only, whole=whole), num_shards, only)
+
+    def look(self, num_shards: int) -> tuple[dict[int, State], dict[int, Facts]]:
+        """`states` and `all_facts` of one moment, at the cost of one."""
+        found = self._footers.read()
+        return self._states_of(found, num_shards, None), self._done(found)
+
+    def _done(self, found: Mapping[int, Facts | None]) -> dict[int, Facts]:
+        return {
+            index: facts
+            for index, facts in found.items()
+            if facts is not None and self._judge(index, facts) == "done"
+        }
+
+    def _states_of(
+        self,
+        found: Mapping[int, Facts | None],
+        num_shards: int | None,
+        only: Collection[int] | None,
+    ) -> dict[int, State]:
+        known: dict[int, State] = dict.fromkeys(
+            shard_files.numbers(self._failures, ".json"), "failed"
+        )
+        known |= {index: self._judge(index, facts) for index, facts in found.items()}
+        if only is None and num_shards is not None:
+            only = range(num_shards)
+        if only is not None:
+            known = {index: known.get(index, "missing") for index in only}
         return dict(sorted(known.items()))
+
+    def stored(self) -> set[int]:
+        """Shards whose files are there, good or not; as cheap as it can be."""
+        return self._footers.names()
 
     def all_facts(self) -> dict[int, Facts]:
         """Metadata of all done shards, with `rows`; as cheap as `states`."""
-        return {
-            index: facts
-            for index, facts in self._footers.read().items()
-            if facts is not None and self._judge(index, facts) == "done"
-        }
+        return self._done(self._footers.read())
 
     def mixed(self) -> dict[str, list[str]]:
         """In what the done shards differ although they belong to one sweep.
 
         Returns:
-          `"jaxlib"`, `"cpu"` or `"device_kind"` to the values found, where there are several:
-          such rows need not be bitwise what one machine alone would have computed.
+          `"jaxlib"`, `"cpu"` or another part of `manifests.session` to the values found, where
+          there are several: such rows need not be bitwise what one machine alone would have
+          computed; `manifests.said_of_mixed` says so.
         """
-        found: dict[str, set[str]] = {name: set() for name in self._session}
-        for facts in self.all_facts().values():
-            for session in facts.get("sessions") or [facts]:
-                for name, values in found.items():
-                    values.add(str(session.get(name)))
-        return {name: sorted(values) for name, values in found.items() if len(values) > 1}
+        return manifests.mixed(self.all_facts().values())
 
     def complaint(self, index: int) -> str:
         """One line on a damaged or foreign shard: its file, what is wrong, what to do."""
@@ -239,107 +261,6 @@ class Store:
             f"{str(path)!r} belongs to another sweep ({self._difference(index, facts)}); move it "
             f"away, then {again} computes this one's."
         )
-
-    # Checkpoints: one file for the state, one per finished part of the rows.
-
-    def write_checkpoint(
-        self, index: int, arrays: Mapping[str, "np.ndarray"], meta: Mapping[str, Any]
-    ) -> None:
-        """Stores the state of a shard in work; the older one stays until this one is whole.
-
-        Args:
-          index: the shard.
-          arrays: any shapes, of NumPy's own number types.
-          meta: plain values, ready for JSON.
-
-        Raises:
-          NoSpaceError: if the disk is full; the older checkpoint stays.
-          OSError: if it cannot be written; likewise.
-        """
-        tagged = {"own": self._tag(index), "meta": dict(meta)}
-        files.write_whole(
-            self._state_path(index), lambda file: checkpoints.write(file, arrays, tagged)
-        )
-
-    def read_checkpoint(self, index: int) -> "tuple[dict[str, np.ndarray], dict[str, Any]] | None":
-        """The state of a shard in work.
-
-        Returns:
-          `(arrays, meta)` as last written; None where there is none, or where it is damaged
-          or of another sweep, which a `RuntimeWarning` then says.
-        """
-        path = self._state_path(index)
-        try:
-            arrays, tagged = checkpoints.read(path)
-            own, meta = tagged["own"], tagged["meta"]
-        except FileNotFoundError:
-            return None
-        except (checkpoints.DamagedError, zipfile.BadZipFile, KeyError) as error:
-            _warn(f"{str(path)!r} is damaged and left out ({error}); its shard starts again.")
-            return None
-        return (arrays, meta) if self._accepts(path, index, own) else None
-
-    def read_meta(self, index: int) -> dict[str, Any] | None:
-        """The plain values of a shard's checkpoint alone, unchecked; None without them.
-
-        For whoever wants to know how far a shard is; `read_checkpoint` is what to go on from.
-        """
-        try:
-            return checkpoints.read_meta(self._state_path(index))["meta"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return None
-
-    def write_part(
-        self, index: int, number: int, columns: "pyarrow.Table", batches: tuple[int, int]
-    ) -> None:
-        """Stores rows that a shard in work has finished.
-
-        Args:
-          index: the shard.
-          number: which part, from 0 without gaps.
-          columns: its rows.
-          batches: those that it holds, the first and one past the last.
-        """
-        facts = {"own": self._tag(index), "batches": batches}
-        shard_files.write_table(self._part_path(index, number), columns, facts)
-
-    def read_parts(self, index: int, batches: int) -> "list[pyarrow.Table] | None":
-        """Rows of the first batches of a shard in work, part by part.
-
-        Args:
-          index: the shard.
-          batches: how many its parts must hold, without gaps and without repeats.
-
-        Returns:
-          The parts; None where they hold something else, as when one is damaged or of another
-          sweep, which a warning then says.
-        """
-        parts: list[pyarrow.Table] = []
-        held = 0
-        while held < batches:
-            path = self._part_path(index, len(parts))
-            try:
-                facts = shard_files.read_facts(path)
-                table = shard_files.read_table(path)
-            except FileNotFoundError:
-                return None
-            except shard_files.DamagedError as error:
-                _warn(f"{str(path)!r} is damaged ({error}); its rows are computed again.")
-                return None
-            if not self._accepts(path, index, facts.get("own", {})):
-                return None
-            first, after = facts.get("batches", (-1, 0))
-            if first != held:
-                return None
-            parts.append(table)
-            held = after
-        return parts if held == batches else None
-
-    def drop_checkpoint(self, index: int) -> None:
-        """Removes the checkpoint and parts of a shard, once it is stored."""
-        shutil.rmtree(self._checkpoints / str(index), ignore_errors=True)
-        with self._lock:
-            self._sessions.pop(index, None)
 
     # Failures.
 
@@ -362,7 +283,7 @@ class Store:
     def read_failures(self) -> dict[int, dict[str, Any]]:
         """Shard to `shard`, `error`, `traceback`, `time` and more, in order."""
         records = {}
-        for index in sorted(_numbers(self._failures, ".json")):
+        for index in sorted(shard_files.numbers(self._failures, ".json")):
             with contextlib.suppress(FileNotFoundError):
                 text = self._failure_path(index).read_bytes()
                 try:
@@ -378,12 +299,19 @@ class Store:
 
         Temporary files of living processes stay, and those of other machines for an hour.
         """
-        done = {index for index, state in self.states().items() if state == "done"}
-        for index in done & _numbers(self._checkpoints):
+        claims = shard_files.names(self.claims_folder)
+        begun = shard_files.numbers(self._checkpoints) | shard_files.numbers(
+            self._failures, ".json"
+        )
+        begun |= shard_files.named(name.partition("~")[0] for name in claims)
+        # The others are not looked at: there may be thousands.
+        states = self.states(only=begun)
+        done = {index for index, state in states.items() if state == "done"}
+        for index in done & shard_files.numbers(self._checkpoints):
             self.drop_checkpoint(index)
-        for index in done & _numbers(self._failures, ".json"):
+        for index in done & shard_files.numbers(self._failures, ".json"):
             self.clear_failure(index)
-        for name in shard_files.names(self.claims_folder):
+        for name in claims:
             # Whoever still holds it has nothing left to do, and learns so by `still_ours`.
             if shard_files.number(name.partition("~")[0]) in done:
                 _discard(self.claims_folder / name)
@@ -398,7 +326,7 @@ class Store:
         machines that no unfinished shard needs, and folders that are empty.
         """
         self.sweep_leftovers()
-        states = self.states()
+        states = self.states(whole=False)
         for path in leftovers.temporaries(self.out):
             index = shard_files.number(files.final_name(path.name).partition(".")[0])
             if files.is_foreign(path) and (index is None or states.get(index) == "done"):
@@ -406,61 +334,16 @@ class Store:
         for folder in (self.claims_folder, self._checkpoints, self._failures):
             with contextlib.suppress(OSError):
                 folder.rmdir()
+        if not self.claims_folder.exists():
+            self._footers.close()
 
     def _judge(self, index: int, facts: Facts | None) -> State:
         if facts is None:
             return "damaged"
         return "foreign" if self._difference(index, facts) else "done"
 
-    def _difference(self, index: int, facts: Facts) -> str:
-        """In what a file's facts differ from this sweep's; "" where they do not."""
-        expected = {**manifests.identity(self.manifest), "shard": index}
-        for name, value in expected.items():
-            if facts.get(name) != value:
-                return f"{name} is {facts.get(name)!r}, not {value!r}"
-        tiles = manifests.tiles(self.manifest)
-        if "tile" in facts and tiles and facts["tile"] not in tiles:
-            return f"tile is {facts['tile']!r}, not one of {tiles}"
-        return ""
-
-    def _tag(self, index: int) -> Facts:
-        """Whose work a checkpoint or a part is."""
-        return {
-            **manifests.identity(self.manifest),
-            "shard": index,
-            "sessions": self._known_sessions(index),
-        }
-
-    def _accepts(self, path: pathlib.Path, index: int, own: Facts) -> bool:
-        """Whether to go on from a checkpoint or part; remembers who made it."""
-        difference = self._difference(index, own)
-        if difference:
-            _warn(f"{str(path)!r} belongs to another sweep ({difference}) and is left out.")
-            return False
-        with self._lock:
-            known = self._sessions.setdefault(index, [])
-            known += [session for session in own.get("sessions", []) if session not in known]
-        return True
-
-    def _known_sessions(self, index: int) -> list[dict[str, Any]]:
-        with self._lock:
-            earlier = list(self._sessions.get(index, []))
-        return earlier if self._session in earlier else [*earlier, self._session]
-
-    def _state_path(self, index: int) -> pathlib.Path:
-        return self._checkpoints / str(index) / "state.npz"
-
-    def _part_path(self, index: int, number: int) -> pathlib.Path:
-        return self._checkpoints / str(index) / f"part-{number}.parquet"
-
     def _failure_path(self, index: int) -> pathlib.Path:
         return self._failures / f"{index}.json"
-
-
-def _numbers(folder: pathlib.Path, suffix: str = "") -> set[int]:
-    """Shards that files or folders of a folder are named after."""
-    found = (shard_files.number(name, suffix) for name in shard_files.names(folder))
-    return {number for number in found if number is not None}
 
 
 def _discard(path: pathlib.Path) -> None:
@@ -471,7 +354,3 @@ def _discard(path: pathlib.Path) -> None:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
