@@ -64,6 +64,8 @@ class Options:
       checkpoint_seconds: work that may be lost.
       part: `(i, n)`: only shards `i` modulo `n`; all where None.
       order: shards in the order to try them; theirs where None.
+      others: whether to look after shards outside `order` too: to judge every file of the
+        folder, and to remove what killed processes left. One of many tasks does not.
     """
 
     num_devices: int | None = None
@@ -71,6 +73,7 @@ class Options:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     part: tuple[int, int] | None = None
     order: Sequence[int] | None = None
+    others: bool = True
 
     def shards(self, plan: Plan) -> list[int]:
         """This process's share, in the order to try them."""
@@ -152,12 +155,15 @@ def execute(
     """
     described = describe(plan, options.num_devices)
     folder = store.create_or_open(out, {"created": manifest.now(), **described})
-    folder.sweep_leftovers()
+    if options.others:
+        folder.sweep_leftovers()
     worker = _Worker(plan, folder, options, progress, stop)
     with claims_.Claims(folder.claims_folder) as claims:
         worker.work(claims)
-    if not stop.requested and all(
-        state == "done" for state in folder.states(len(plan.shards)).values()
+    if (
+        options.others
+        and not stop.requested
+        and all(state == "done" for state in folder.states(len(plan.shards)).values())
     ):
         folder.tidy()
     return worker.outcome()
@@ -199,8 +205,14 @@ class _Worker:
             if not taken:
                 self._wait()
 
+    def _states(self) -> dict[int, store.State]:
+        """What is known of this process's share."""
+        if self.options.others:
+            return self.folder.states(len(self.plan.shards))
+        return {index: self.folder.state(index) for index in self.share}
+
     def _missing(self) -> list[int]:
-        states = self.folder.states(len(self.plan.shards))
+        states = self._states()
         foreign = [index for index in self.share if states[index] == "foreign"]
         if foreign:
             raise store.StoreError(self.folder.complaint(foreign[0]))
@@ -265,7 +277,7 @@ class _Worker:
 
     def outcome(self) -> Outcome:
         """How the call ended."""
-        states = self.folder.states(len(self.plan.shards))
+        states = self._states()
         return Outcome(
             done=sum(states[index] == "done" for index in self.share),
             shards=len(self.share),
