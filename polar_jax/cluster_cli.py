@@ -43,7 +43,7 @@ def submit(options: SweepSubmit) -> int:
     try:
         # Before the plan, which takes a while.
         engines.named(options.engine).check({"address": options.address})
-        plan = _plan(options, out)
+        plan = planned(options, out)
         if options.dry_run:
             chosen, lines = submission.preview(plan, options, out, terminal.prepare_jax)
             print("\n".join(lines), end="")
@@ -134,7 +134,16 @@ def status(options: "SweepStatus") -> int:
     return 0
 
 
-def _plan(options: SweepSubmit, out: pathlib.Path) -> "Plan":
+def planned(options: SweepSubmit, out: pathlib.Path) -> "Plan":
+    """Plans what is submitted, on a node that need not have its devices.
+
+    Args:
+      options: those of the command, checked.
+      out: the sweep's folder.
+
+    Raises:
+      ValueError, OSError: for a spec that cannot be used.
+    """
     from polar_jax.cluster import submission
     from polar_jax.sweep import spec
 

@@ -176,8 +176,7 @@ def test_a_controller_that_is_restarted_in_the_middle_costs_nothing(cluster, tmp
     path, out = helpers.spec(tmp_path, shards=8), tmp_path / "out"
     helpers.submit(path, out, environment=cluster.environment)
     helpers.until(lambda: any((out / "shards").rglob("*.parquet")), 120, "the first shard")
-    # It saves its state every few seconds.
-    cluster.kill_controller()
+    cluster.stop_controller()
     try:
         told = helpers.status(out, cluster.environment)
         refused = helpers.cli(

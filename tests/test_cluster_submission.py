@@ -119,6 +119,22 @@ def test_only_what_is_missing_and_not_queued_is_handed_over(tmp_path, plan, sche
     assert states(out) == ["queued", "queued", "done", "queued"]
 
 
+def test_a_damaged_shard_counts_as_failed_and_is_handed_over_again(tmp_path, plan, scheduler):
+    out = tmp_path / "out"
+    finish(out, plan, 1)
+    sweep_helpers.cut(out / "shards" / "0" / "1.parquet")
+    assert submit(plan, out).chosen.shards == [0, 1, 2, 3]
+    scheduler.alive = {}
+    found = standing.Reader(out).read().shards[1]
+    assert found.state == "failed"
+    assert "is damaged" in found.detail
+
+
+def test_sweeps_know_nothing_of_clusters():
+    sources = pathlib.Path(store.__file__).parent.glob("*.py")
+    assert not [path.name for path in sources if "polar_jax.cluster" in path.read_text("utf-8")]
+
+
 def test_several_shards_make_a_task_when_told_so(tmp_path, plan, scheduler):
     del scheduler
     found = submit(plan, tmp_path / "out", shards_per_task=3)

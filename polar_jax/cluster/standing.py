@@ -225,6 +225,8 @@ class _Joined:
             return "running", ""
         if index in self.alive:
             return "queued", self._waits_for(self.queue[self.alive[index]])
+        if known == "damaged" and self.folder is not None:
+            return "failed", self.folder.complaint(index)
         if index not in self.latest:
             return ("failed", self.failures[index]["error"]) if index in self.failures else _NEW
         return self._ended(index, *self.latest[index])

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +170,7 @@ class _Work:
             print(f"error: {text}", flush=True)
             raise TaskError(text) from self.error
         done = f"{0 if self.outcome is None else self.outcome.done} of {len(self.shards)}"
-        if self.terminated:
+        if self.terminated and (self.outcome is None or self.outcome.stopped):
             self.record("stopped", "it was asked to end, and stored a checkpoint")
             print(f"asked to end; {done} shards are done", flush=True)
             sys.exit(128 + signal.SIGTERM)
@@ -182,7 +182,7 @@ class _Work:
 
     def _run(self) -> None:
         try:
-            missing = [i for i in self.shards if not _shard_file(self.out, i).exists()]
+            missing = _missing(self.out, self.shards)
             given = [f"{name}={os.environ[name]}" for name in _DEVICES if name in os.environ]
             print(
                 f"task {self.task.number} of submission {self.task.submission}: {len(missing)} of "
@@ -201,7 +201,9 @@ class _Work:
         from polar_jax.sweep import run
         from polar_jax.sweep.console import SweepView
 
-        self._stop = stop = run.Stop(requested=self._ending)
+        self._stop = stop = run.Stop()
+        # It may have been asked to end while there was nothing to stop yet.
+        stop.requested = self._ending
         request = self.submission.request
         how = run.Options(
             memory_limit=request["memory_limit"],
@@ -213,7 +215,7 @@ class _Work:
             self.outcome = run.execute(plan, self.out, how, view, stop)
 
 
-def planned(request: dict[str, Any] | Any, prepare: Callable[[int | None], None]) -> "Plan":
+def planned(request: Mapping[str, Any], prepare: Callable[[int | None], None]) -> "Plan":
     """Plans a submission's sweep again, where it is computed.
 
     Args:
@@ -249,10 +251,16 @@ def planned(request: dict[str, Any] | Any, prepare: Callable[[int | None], None]
     return made
 
 
-def _shard_file(out: pathlib.Path, index: int) -> pathlib.Path:
-    from polar_jax.sweep import shard_files
+def _missing(out: pathlib.Path, shards: list[int]) -> list[int]:
+    """Those that are not done; a damaged file is none."""
+    from polar_jax.sweep import shard_files, store
 
-    return shard_files.path_of(out / "shards", index)
+    there = [index for index in shards if shard_files.path_of(out / "shards", index).exists()]
+    if not there:
+        return shards
+    folder = store.open_existing(out, whole=True)
+    done = {index for index in there if folder.state(index) == "done"}
+    return [index for index in shards if index not in done]
 
 
 def _stored(out: pathlib.Path, shards: list[int]) -> list[int]:
