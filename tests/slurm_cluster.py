@@ -51,6 +51,7 @@ MaxArraySize={max_array}
 MaxJobCount=20000
 MinJobAge=10
 KillWait=20
+SlurmctldTimeout=10
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerParameters=sched_interval=2,bf_interval=2{scheduling}

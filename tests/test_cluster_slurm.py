@@ -41,7 +41,10 @@ def twenty(
     folder = tmp_path_factory.mktemp("twenty")
     path = helpers.spec(folder, shards=20)
     helpers.run_here(path, folder / "here", cluster.environment)
-    more = ["--platform", "cpu", "--gpus-per-task", "1"] if cluster.gpus else []
+    # Ten tasks: what is slow here is to start JAX in each.
+    more = ["--shards-per-task", "2"]
+    if cluster.gpus:
+        more += ["--platform", "cpu", "--gpus-per-task", "1"]
     helpers.submit(path, folder / "out", *more, environment=cluster.environment)
     again = helpers.submit(path, folder / "out", *more, environment=cluster.environment)
     assert "20 queued or running, 0 to do; nothing was submitted" in again
@@ -61,7 +64,7 @@ def test_twenty_shards_are_bitwise_those_of_the_local_run(twenty):
 def test_arrays_are_split_at_what_the_cluster_allows(twenty):
     scripts = sorted((twenty[0] / "cluster/1/logs").glob("[0-9]*_submission.sh"))
     sizes = [re.findall(r"--array=0-(\d+)", path.read_text()) for path in scripts]
-    assert sorted(sizes) == [["3"], ["7"], ["7"]]
+    assert sorted(sizes) == [["1"], ["7"]]
 
 
 def test_two_gpus_are_used_in_turn(cluster, twenty):
@@ -69,11 +72,11 @@ def test_two_gpus_are_used_in_turn(cluster, twenty):
         pytest.skip("making devices needs root")
     logs = [path.read_text() for path in (twenty[0] / "cluster/1/logs").glob("*_log.out")]
     used = [re.findall(r"CUDA_VISIBLE_DEVICES=(.*)", text) for text in logs]
-    assert len(used) == 20
+    assert len(used) == 10
     assert {len(one) for one in used} == {1}
     counts = [sum(one == [device] for one in used) for device in ("0", "1")]
-    assert sum(counts) == 20
-    assert min(counts) >= 5
+    assert sum(counts) == 10
+    assert min(counts) >= 3
 
 
 def test_a_dry_run_shows_the_script_and_writes_nothing(cluster, tmp_path):
@@ -153,6 +156,8 @@ def test_a_task_past_its_time_limit_is_queued_again_and_loses_nothing(cluster, t
     path, out = helpers.spec(tmp_path, shards=1, horizon=6 * LONG), tmp_path / "out"
     more = ("--time", "1", "--signal-seconds", "55", "--checkpoint-seconds", "1000")
     helpers.submit(path, out, *more, environment=cluster.environment)
+    # Beside it, one that is never stopped, to compare with.
+    helpers.submit(path, tmp_path / "undisturbed", environment=cluster.environment)
     seen = 0
 
     def done() -> bool:
@@ -163,13 +168,12 @@ def test_a_task_past_its_time_limit_is_queued_again_and_loses_nothing(cluster, t
         return (out / "shards/0/0.parquet").exists()
 
     helpers.until(done, 400, "the end")
-    cluster.wait_idle(30)
+    cluster.wait_idle(120)
     (log,) = (out / "cluster/1/logs").glob("*_log.out")
     assert "Caught signal SIGUSR2" in log.read_text()
     assert re.search(r"Requeued job \d+ ", log.read_text())
     assert log.read_text().count("1 of 1 shards are missing [0]") >= 2
-    helpers.run_here(path, tmp_path / "here", cluster.environment)
-    helpers.assert_same_bits(out, tmp_path / "here", shards=1)
+    helpers.assert_same_bits(out, tmp_path / "undisturbed", shards=1)
 
 
 def test_a_controller_that_is_restarted_in_the_middle_costs_nothing(cluster, tmp_path):

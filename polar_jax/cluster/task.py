@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # Starts in a row that stored nothing before they were told to end.
 MAX_FRUITLESS = 3
+_PATIENCE_SECONDS = 0.5
 # What GPUs a scheduler gave to a process, by the variable that it sets.
 _DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "TPU_VISIBLE_DEVICES")
 
@@ -133,12 +134,13 @@ class _Work:
 
     def wait(self) -> None:
         """Waits for the end, signals being handled meanwhile."""
-        try:
-            self._thread.join()
-        except KeyboardInterrupt:
-            # How Ray cancels a task.
-            self.terminate()
-            self._thread.join()
+        while self._thread.is_alive():
+            try:
+                # Ray cancels a task by a KeyboardInterrupt without a signal, which does not
+                # wake a thread that waits.
+                self._thread.join(_PATIENCE_SECONDS)
+            except KeyboardInterrupt:
+                self.terminate()
 
     def end(self) -> None:
         """Has the work stop after a checkpoint, and waits for that."""
