@@ -28,6 +28,7 @@ commands:
   sweep plan     what a sweep would run, how long and in how much memory; runs nothing
   sweep status   how far a sweep is
   sweep report   its tables and figures again, from stored results
+  sweep submit   the same grid on a cluster, by Slurm or Ray
   paging         what paging in costs: measure it here, read it from logs, show it
   compare        paired differences of two result folders
   replay check   is a file of measured requests sound, and what can be learnt in it?

@@ -1,4 +1,7 @@
-"""`polar-jax sweep ...` and `polar-jax compare`: parse, prepare JAX, call, print."""
+"""`polar-jax sweep ...` and `polar-jax compare`: parse, prepare JAX, call, print.
+
+What is about clusters is in `cluster_cli`.
+"""
 
 import os
 import pathlib
@@ -9,7 +12,8 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from polar_jax import terminal
+from polar_jax import cluster_cli, terminal
+from polar_jax.cluster.commands import SweepCancel, SweepSubmit
 from polar_jax.sweep import commands
 from polar_jax.terminal import BAD_INPUT, FAILED, PROGRAM
 
@@ -22,6 +26,8 @@ _SWEEPS: dict[str, type[Any]] = {
     "plan": commands.SweepPlan,
     "status": commands.SweepStatus,
     "report": commands.SweepReport,
+    "submit": SweepSubmit,
+    "cancel": SweepCancel,
 }
 _USAGE = f"""usage: {PROGRAM} sweep COMMAND [OPTIONS]
 
@@ -32,6 +38,8 @@ commands:
   plan SPEC      what would run; runs nothing
   status OUT     done, missing, failed; time left
   report OUT     tables and figures again, from stored results
+  submit SPEC    the same on a cluster, by Slurm or Ray; docs/cluster.md
+  cancel OUT     take what was submitted back; results stay
 
 `{PROGRAM} sweep COMMAND --help` explains the options; docs/sweep_spec.md the spec.
 """
@@ -53,7 +61,7 @@ def main(words: Sequence[str]) -> int:
             print(_USAGE, end="")
             return 0 if rest else BAD_INPUT
         if rest[0] not in _SWEEPS:
-            allowed = "run, plan, status or report"
+            allowed = "run, plan, status, report, submit or cancel"
             return terminal.error(
                 f"sweep must be followed by {allowed}; got {rest[0]!r}.", BAD_INPUT
             )
@@ -199,6 +207,8 @@ def _plan(options: commands.SweepPlan) -> int:
 
 
 def _status(options: commands.SweepStatus) -> int:
+    if options.watch or cluster_cli.was_submitted(options.out):
+        return cluster_cli.status(options)
     from polar_jax import console
     from polar_jax.sweep import status
     from polar_jax.sweep.console import print_status
@@ -261,4 +271,6 @@ _ACTIONS: dict[type[Any], Any] = {
     commands.SweepStatus: _status,
     commands.SweepReport: _report,
     commands.Compare: _compare,
+    SweepSubmit: cluster_cli.submit,
+    SweepCancel: cluster_cli.cancel,
 }

@@ -35,6 +35,7 @@ LAYERS = {
         "paging_cli",
         "replay_cli",
         "sweep_cli",
+        "cluster_cli",
         "terminal",
         "__main__",
     ),

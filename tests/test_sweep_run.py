@@ -347,7 +347,7 @@ def test_a_plan_that_memory_cannot_hold_is_one_line(small, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sweep", "rum"], "sweep must be followed by run, plan, status or report; got 'rum'"),
+        (["sweep", "rum"], "sweep must be followed by run, plan, status, report, submit or cancel"),
         (["sweep", "run", "none.toml"], "none.toml"),
         (["sweep", "run", "small.toml", "--slice", "3/3"], "--slice must be I/N with 0 <= I < N"),
         (["sweep", "run", "small.toml", "--shard-seconds", "0"], "--shard-seconds must be in (0,"),

@@ -125,11 +125,16 @@ class SweepPlan:
 class SweepStatus:
     """Show how far a sweep is: done, missing, failed, decisions so far, time left.
 
+    Of a sweep that was submitted to a cluster it also shows what is queued and running, and what
+    was lost, from any login node.
+
     Attributes:
       out: folder of the sweep.
+      watch: keep one screen up to date until nothing is queued or running any more.
     """
 
     out: _Positional[pathlib.Path]
+    watch: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,8 @@ from polar_jax.sweep import files
 from polar_jax.sweep.files import StoreError
 
 NAME = "manifest.json"
+# Folder of what was submitted to clusters; it may be there before the manifest.
+RECORDS = "cluster"
 SCHEMA = 1
 # What the shape of a program, and so the last bits of its results, depend on.
 _BUCKET = ("environment", "num_adapters", "context_dim", "padded_adapters", "padded_dim", "tile")

@@ -67,6 +67,8 @@ class Options:
       checkpoint_seconds: work that may be lost.
       part: `(i, n)`: only shards `i` modulo `n`; all where None.
       order: shards in the order to try them; theirs where None.
+      others: whether to look after shards outside `order` too: to judge every file of the
+        folder, and to remove what killed processes left. One of many tasks does not.
     """
 
     num_devices: int | None = None
@@ -74,6 +76,7 @@ class Options:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     part: tuple[int, int] | None = None
     order: Sequence[int] | None = None
+    others: bool = True
 
     def shards(self, plan: Plan) -> list[int]:
         """This process's share, in the order to try them."""
@@ -156,12 +159,13 @@ def execute(
     """
     described = describe(plan, options.num_devices)
     folder = store.create_or_open(out, {"created": manifest.now(), **described})
-    folder.sweep_leftovers()
+    if options.others:
+        folder.sweep_leftovers()
     worker = _Worker(plan, folder, options, progress, stop)
     with claims_.Claims(folder.claims_folder) as claims:
         worker.work(claims)
     together.end(stopped=stop.requested)
-    if not stop.requested and len(folder.stored()) >= len(plan.shards):
+    if options.others and not stop.requested and len(folder.stored()) >= len(plan.shards):
         states = folder.states(len(plan.shards), whole=False)
         if all(state == "done" for state in states.values()):
             folder.tidy()

@@ -61,7 +61,8 @@ def create_or_open(out: pathlib.Path, manifest: Mapping[str, Any]) -> "Store":
     files.check_writable(out)
     path = out / manifests.NAME
     if not path.exists():
-        others = [name for name in os.listdir(out) if not files.is_temporary(name)]
+        there = [name for name in os.listdir(out) if name != manifests.RECORDS]
+        others = [name for name in there if not files.is_temporary(name)]
         # Looked for once more: another process may have begun this sweep in between.
         if others and not path.exists():
             raise StoreError(

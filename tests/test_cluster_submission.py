@@ -1,0 +1,363 @@
+"""What is handed to a scheduler and how it stands, with a scheduler that tests make up."""
+
+import dataclasses
+import io
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import cluster_helpers as helpers
+import pytest
+import sweep_helpers
+from rich.console import Console
+
+from polar_jax import cli, terminal
+from polar_jax.cluster import engines, journal, standing, submission, watch
+from polar_jax.cluster.commands import SweepSubmit
+from polar_jax.cluster.engines import Alive, Engine, EngineError
+from polar_jax.cluster.task import MAX_FRUITLESS, Task, TaskError
+from polar_jax.sweep import plan as plans
+from polar_jax.sweep import spec as specs
+from polar_jax.sweep import store
+
+
+class Scheduler:
+    """Takes everything, runs nothing; tests say what is in its queue."""
+
+    def __init__(self) -> None:
+        self.alive: dict[tuple[int, int], Alive] = {}
+        self.takes = 1000
+        self.answers = True
+        self.cancelled: list[int] = []
+
+    def engine(self) -> Engine:
+        return Engine(self.check, self.preview, self.submit, self.queue, self.cancel)
+
+    def check(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        del request
+        return {"tasks_per_array": 3}
+
+    def preview(self, one: journal.Submission, tasks: Sequence[Task]) -> list[str]:
+        return [f"{one.name}: {len(tasks)}"]
+
+    def submit(
+        self,
+        one: journal.Submission,
+        tasks: Sequence[Task],
+        taken: Callable[[Mapping[int, str]], None],
+    ) -> None:
+        for task in tasks:
+            if task.number >= self.takes:
+                raise EngineError("full")
+            self.alive[one.number, task.number] = Alive(False, "Resources")
+            taken({task.number: f"7_{task.number}"})
+
+    def queue(self, submissions: Sequence[journal.Submission]) -> engines.Queue:
+        if not self.answers:
+            raise engines.UnreachableError("it sleeps")
+        known = {one.number for one in submissions}
+        return {place: alive for place, alive in self.alive.items() if place[0] in known}
+
+    def cancel(self, one: journal.Submission) -> None:
+        self.cancelled.append(one.number)
+        self.alive.clear()
+
+
+@pytest.fixture
+def scheduler(monkeypatch: pytest.MonkeyPatch) -> Scheduler:
+    """The scheduler, in the place of all others."""
+    made = Scheduler()
+    monkeypatch.setattr(engines, "named", lambda _: made.engine())
+    return made
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> plans.Plan:
+    """A sweep of four shards."""
+    path = helpers.spec(tmp_path_factory.mktemp("spec"), shards=4)
+    return plans.make(specs.read(path), shard_seconds=0.001)
+
+
+def options(plan: plans.Plan, **changes: Any) -> SweepSubmit:
+    return SweepSubmit(pathlib.Path(f"{plan.spec.name}.toml"), **changes)
+
+
+def submit(plan: plans.Plan, out: pathlib.Path, **changes: Any) -> submission.Submitted:
+    return submission.submit(plan, options(plan, **changes), out, terminal.prepare_jax)
+
+
+def states(out: pathlib.Path) -> list[str]:
+    return [one.state for one in standing.Reader(out).read().shards]
+
+
+def finish(out: pathlib.Path, plan: plans.Plan, index: int) -> None:
+    """Stores a shard, as a task would."""
+    manifest = {
+        **sweep_helpers.MANIFEST,
+        **plan.spec.describe(),
+        "plan_hash": plan.plan_hash,
+        "shard_seconds": plan.shard_seconds,
+        "decisions": plan.decisions,
+        "num_shards": len(plan.shards),
+    }
+    opened = store.create_or_open(out, manifest)
+    opened.write_shard(index, sweep_helpers.rows(index), sweep_helpers.FACTS)
+
+
+def test_only_what_is_missing_and_not_queued_is_handed_over(tmp_path, plan, scheduler):
+    out = tmp_path / "out"
+    first = submit(plan, out)
+    assert first.submission is not None
+    assert first.submission.tasks == [[0], [1], [2], [3]]
+    assert submit(plan, out) == (None, submission.Chosen([], 0, 4, []))
+    assert states(out) == ["queued"] * 4
+    finish(out, plan, 2)
+    del scheduler.alive[1, 2], scheduler.alive[1, 3]
+    second = submit(plan, out, shards_per_task=2)
+    assert second.submission is not None
+    assert second.submission.tasks == [[3]]
+    assert states(out) == ["queued", "queued", "done", "queued"]
+
+
+def test_a_damaged_shard_counts_as_failed_and_is_handed_over_again(tmp_path, plan, scheduler):
+    out = tmp_path / "out"
+    finish(out, plan, 1)
+    sweep_helpers.cut(out / "shards" / "0" / "1.parquet")
+    assert submit(plan, out).chosen.shards == [0, 1, 2, 3]
+    scheduler.alive = {}
+    found = standing.Reader(out).read().shards[1]
+    assert found.state == "failed"
+    assert "is damaged" in found.detail
+
+
+def test_sweeps_know_nothing_of_clusters():
+    sources = pathlib.Path(store.__file__).parent.glob("*.py")
+    assert not [path.name for path in sources if "polar_jax.cluster" in path.read_text("utf-8")]
+
+
+def test_several_shards_make_a_task_when_told_so(tmp_path, plan, scheduler):
+    del scheduler
+    found = submit(plan, tmp_path / "out", shards_per_task=3)
+    assert found.submission is not None
+    assert found.submission.tasks == [[0, 1, 2], [3]]
+
+
+def test_states_join_the_queue_the_files_and_the_logs(tmp_path, plan, scheduler):
+    out = tmp_path / "out"
+    one = submit(plan, out).submission
+    assert one is not None
+    finish(out, plan, 0)
+    scheduler.alive = {(1, 1): Alive(True, "")}
+    one.logs.mkdir(parents=True)
+    (one.logs / "7_2_0_log.out").write_text(
+        "working\nsrun: error: host: task 0: Killed\nsrun: error: Exited with exit code 137\n\n"
+    )
+    one.record_end(3, "failed", "no GPU here")
+    found = standing.Reader(out).read()
+    assert [(shard.state, shard.detail) for shard in found.shards] == [
+        ("done", ""),
+        ("running", ""),
+        ("lost", "srun: error: host: task 0: Killed"),
+        ("failed", "no GPU here"),
+    ]
+    assert (found.made, found.total) == (4000, plan.decisions)
+    assert found.per_second == pytest.approx(4000 / 1.5)
+    told = watch.lines(found)
+    assert told[0] == "shards: 1 of 4 done, 1 running, 0 queued, 1 failed, 1 lost"
+    assert any("pace: 2.7 k decisions/s on 1 shard at once" in line for line in told)
+    assert (
+        "shard 2 lost: srun: error: host: task 0: Killed (submitted 1 time; log 7_2_0_log.out)"
+        in told
+    )
+
+
+def test_a_shard_that_failed_before_counts_as_lost_when_its_last_task_vanished(
+    tmp_path, plan, scheduler
+):
+    out = tmp_path / "out"
+    finish(out, plan, 0)
+    store.open_existing(out).record_failure(1, "out of luck", "")
+    submit(plan, out)
+    scheduler.alive = {}
+    later = "2999-01-01T00:00:00+00:00"
+    path = out / "failures" / "1.json"
+    assert states(out)[1] == "failed"
+    path.write_text(path.read_text().replace(path.read_text().split('"time": "')[1][:25], later))
+    assert states(out)[1] == "failed"
+    path.write_text(path.read_text().replace(later, "1999-01-01T00:00:00+00:00"))
+    assert states(out)[1] == "lost"
+
+
+def test_lost_shards_are_handed_over_again_a_stated_number_of_times(tmp_path, plan, scheduler):
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert submit(plan, out, max_attempts=2).submission is not None
+        scheduler.alive = {}
+        assert states(out) == ["lost"] * 4
+    found = submit(plan, out, max_attempts=2)
+    assert found == (None, submission.Chosen([], 0, 0, [0, 1, 2, 3]))
+    third = submit(plan, out, max_attempts=3).submission
+    assert third is not None
+    third.record_cancelled()
+    scheduler.alive = {}
+    assert states(out) == ["stopped"] * 4
+    # What was cancelled does not count.
+    assert submit(plan, out, max_attempts=3).submission is not None
+
+
+def test_what_was_taken_before_a_refusal_is_known(tmp_path, plan, scheduler):
+    out = tmp_path / "out"
+    scheduler.takes = 2
+    with pytest.raises(EngineError, match="full"):
+        submit(plan, out)
+    assert states(out) == ["queued", "queued", "missing", "missing"]
+    scheduler.takes = 0
+    with pytest.raises(EngineError, match="full"):
+        submit(plan, out)
+    # Nothing of the second was taken, so that no record of it is left.
+    assert [one.number for one in journal.read(out)] == [1]
+    scheduler.takes = 1000
+    assert submit(plan, out).chosen.shards == [2, 3]
+
+
+def test_a_scheduler_that_does_not_answer_makes_nothing_lost(tmp_path, plan, scheduler):
+    out = tmp_path / "out"
+    submit(plan, out)
+    scheduler.answers = False
+    found = standing.Reader(out).read()
+    assert [one.state for one in found.shards] == ["queued"] * 4
+    assert found.notes == ["what is queued is not known: it sleeps"]
+    assert not found.is_over
+    with pytest.raises(engines.UnreachableError, match="it sleeps"):
+        submit(plan, out)
+
+
+def test_another_sweeps_folder_is_refused_and_not_changed(tmp_path, plan, scheduler):
+    del scheduler
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "letter.txt").touch()
+    with pytest.raises(store.StoreError, match=r"already holds files \(such as 'letter.txt'\)"):
+        submit(plan, tmp_path / "files")
+    submit(plan, tmp_path / "out")
+    other = dataclasses.replace(plan, shard_seconds=0.002)
+    with pytest.raises(store.StoreError, match=r"shard_seconds is 0\.001 there, 0\.002 here"):
+        submit(other, tmp_path / "out")
+    finish(tmp_path / "out", plan, 0)
+    with pytest.raises(store.StoreError, match=r"shard_seconds is 0\.001 there, 0\.002 here"):
+        submit(other, tmp_path / "out")
+    with pytest.raises(store.StoreError, match='jax_platform is "cpu" there, "gpu" here'):
+        submit(dataclasses.replace(plan, platform="gpu"), tmp_path / "out")
+    assert len(journal.read(tmp_path / "out")) == 1
+
+
+def test_one_call_at_a_time_works_on_a_sweep(tmp_path, plan, scheduler):
+    del scheduler
+    submit(plan, tmp_path / "out")
+    with (
+        journal.locked(tmp_path / "out"),
+        pytest.raises(store.StoreError, match="another `polar-jax sweep submit` or `cancel`"),
+    ):
+        submit(plan, tmp_path / "out")
+
+
+def test_more_arrays_than_may_run_at_once_are_refused(tmp_path, plan, scheduler):
+    del scheduler
+    with pytest.raises(ValueError, match="--array-parallelism must be at least 2, as 4 tasks"):
+        submit(plan, tmp_path / "out", array_parallelism=1)
+
+
+def test_cancelling_tells_the_scheduler_and_is_remembered(tmp_path, plan, scheduler, capsys):
+    submit(plan, tmp_path / "out")
+    assert cli.main(["sweep", "cancel", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("cancelled 4 tasks; 0 of 4 shards are done")
+    assert scheduler.cancelled == [1]
+    assert states(tmp_path / "out") == ["stopped"] * 4
+    assert cli.main(["sweep", "cancel", str(tmp_path / "out")]) == 0
+    assert "nothing was cancelled" in capsys.readouterr().out
+
+
+def test_the_screen_shows_counts_pace_and_troubles(tmp_path, plan, scheduler):
+    out = tmp_path / "out"
+    one = submit(plan, out).submission
+    assert one is not None
+    finish(out, plan, 0)
+    one.record_end(1, "failed", "no GPU here")
+    scheduler.alive = {}
+    console = Console(force_terminal=True, width=100, record=True, file=io.StringIO())
+    found = watch.watch(standing.Reader(out), console)
+    assert found.is_over
+    shown = console.export_text()
+    for words in ("Small shards", "done", "lost", "shard 1 failed: no GPU here", "it left no log"):
+        assert words in shown
+
+
+@pytest.mark.slow
+def test_a_task_runs_its_shards_and_does_nothing_again(tmp_path, plan, scheduler, capsys):
+    del scheduler
+    one = submit(plan, tmp_path / "out", shards_per_task=2).submission
+    assert one is not None
+    task = Task(one.request["out"], 1, 1, lambda _: None)
+    assert task() == "2 of 2 shards are done"
+    assert states(tmp_path / "out") == ["queued", "queued", "done", "done"]
+    assert "task 1 of submission 1: 2 of 2 shards are missing [2, 3]" in capsys.readouterr().out
+    assert task() == "0 of 2 shards are done"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"platform": "tpu"}, "the sweep was planned for tpu, this node's JAX has cpu"),
+        ({"plan_hash": "0" * 64}, "the spec plans other shards here than where it was submitted"),
+    ],
+)
+def test_a_task_on_the_wrong_node_says_so_and_computes_nothing(
+    tmp_path, plan, scheduler, changes, message
+):
+    one = submit(plan, tmp_path / "out").submission
+    assert one is not None
+    text = (one.folder / "request.json").read_text()
+    for name, value in changes.items():
+        text = text.replace(f'"{name}": "{one.request[name]}"', f'"{name}": "{value}"')
+    (one.folder / "request.json").write_text(text)
+    with pytest.raises(TaskError, match=message):
+        Task(one.request["out"], 1, 0, lambda _: None)()
+    scheduler.alive = {}
+    found = standing.Reader(tmp_path / "out").read().shards[0]
+    assert found.state == "failed"
+    assert message in found.detail
+
+
+class Idle:
+    """Work that has stored nothing when it is told to end."""
+
+    error = None
+
+    def __init__(self, one: journal.Submission) -> None:
+        self.one = one
+
+    def end(self) -> None:
+        """Ends at once."""
+
+    def has_stored(self) -> bool:
+        return False
+
+    def record(self, state: str, error: str) -> None:
+        self.one.record_end(0, state, error)
+
+
+def test_a_task_that_never_gets_to_store_anything_gives_up(tmp_path, plan, scheduler, monkeypatch):
+    pytest.importorskip("submitit")
+    one = submit(plan, tmp_path / "out").submission
+    assert one is not None
+    task = Task(one.request["out"], 1, 0, lambda _: None)
+    again = task.checkpoint()
+    assert again is not None
+    for _ in range(MAX_FRUITLESS - 1):
+        monkeypatch.setattr(task, "_work", Idle(one))
+        again = task.checkpoint()
+        assert again is not None
+        task = dataclasses.replace(task, fruitless=vars(again.function)["fruitless"])
+    monkeypatch.setattr(task, "_work", Idle(one))
+    assert task.checkpoint() is None
+    scheduler.alive = {}
+    assert "before anything was stored" in standing.Reader(tmp_path / "out").read().shards[0].detail
