@@ -27,6 +27,7 @@ SWEEPS = pathlib.Path(__file__).parent
 SHARD_SECONDS = (300.0, 60.0, 15.0, 4.0)
 DEVICES = (1, 8, 64, 1000)
 SPEEDS = (1.0, 10.0, 100.0, 1000.0)
+ACCELERATOR_PRICE = 2.5  # dollars per hour, a guess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Cluster:
       start: seconds from a job's start to its first shard, compilation apart.
       cached: seconds to read a program that somebody has compiled.
       store: seconds to store a shard and to claim the next.
-      price: of a device and hour, any currency.
+      price: of a device and hour, in dollars; the default is a guess for two cores.
       speed: of a device, times the machine of the plan's constants (2 cores).
     """
 
@@ -46,7 +47,7 @@ class Cluster:
     start: float = 10.0
     cached: float = 0.1
     store: float = 0.1
-    price: float = 2.5
+    price: float = 0.1
     speed: float = 1.0
 
 
@@ -202,10 +203,17 @@ def table(
                         "seconds": round(ran.seconds, 1),
                         "decisions_per_second": round(asked.decisions / ran.seconds),
                         "efficiency": round(ran.efficiency, 4),
+                        "device_hours": round(ran.device_seconds / 3600, 4),
                         "cost": round(ran.device_seconds / 3600 * cluster.price, 4),
                     }
                 )
     return rows
+
+
+def faster(cluster: Cluster, speed: float) -> Cluster:
+    """The same cluster with accelerators, so many times as fast as two cores."""
+    price = cluster.price if speed == 1.0 else ACCELERATOR_PRICE
+    return dataclasses.replace(cluster, speed=speed, price=price)
 
 
 def tile_fill(path: pathlib.Path, platform: str) -> float:
@@ -234,10 +242,11 @@ def draw(
     sizes = sorted({int(str(row["times"])) for row in rows})
     for axis, many in zip(axes, sizes, strict=False):
         _lines(axis, [row for row in rows if row["times"] == many], "devices")
-        axis.set(title=f"{many:,} times the study", xlabel="devices", xscale="log")
+        title = f"{many:,} times its seeds" if many > 1 else "as shipped"
+        axis.set(title=f"studies {title}", xlabel="devices", xscale="log")
     _lines(axes[2], fast, "speed")
     axes[2].set(
-        title=f"{sizes[-1]:,} times the study, {DEVICES[-1]:,} devices",
+        title=f"{sizes[-1]:,} times their seeds, {DEVICES[-1]:,} devices",
         xlabel="speed of a device (1: 2 CPU cores)",
         xscale="log",
     )
@@ -250,11 +259,15 @@ def draw(
 
 
 def _lines(axis: matplotlib.axes.Axes, rows: Sequence[dict[str, object]], along: str) -> None:
-    for name in dict.fromkeys(str(row["study"]) for row in rows):
+    names = list(dict.fromkeys(str(row["study"]) for row in rows))
+    for name in names:
         own = [row for row in rows if row["study"] == name]
+        place = names.index(name)
         axis.plot(
             [float(str(row[along])) for row in own],
             [float(str(row["efficiency"])) for row in own],
+            color=f"C{place % 10}",
+            linestyle="-" if place < 10 else "--",
             marker="o",
             markersize=3,
             label=name,
@@ -272,14 +285,12 @@ def main() -> None:
     cluster = Cluster(
         **{field.name: getattr(given, field.name) for field in dataclasses.fields(Cluster)}
     )
-    paths = [SWEEPS / "quick.toml"] if given.small else sorted(SWEEPS.glob("[!r]*.toml"))
-    if not given.small:
-        paths += sorted(SWEEPS.glob("regret*.toml"))
+    paths = [SWEEPS / "quick.toml"] if given.small else sorted(SWEEPS.glob("*.toml"))
     rows = table(paths, cluster, (1, 1000))
     fast = [
         row
         for speed in SPEEDS
-        for row in table(paths, dataclasses.replace(cluster, speed=speed), (1000,))
+        for row in table(paths, faster(cluster, speed), (1000,))
         if row["devices"] == DEVICES[-1]
     ]
     for row in rows + fast:

@@ -21,14 +21,14 @@ SPEC = """
 adapters = 5
 context_dim = 3
 seeds = 3
-policies = ["lru", "polar"]
-horizon = 2_000
+policies = ["lru"]
+horizon = 1_000
 [axes]
 slots = [2]
 """
 WIDE = "flags\t\t: fpu avx avx2 bmi1 bmi2 f16c fma abm movbe gfni {}\nmodel name\t: A B\n"
 FULL = "avx512f avx512bw avx512cd avx512dq avx512vl avx512_vnni"
-# Lesser processors: qemu's names, and what it does not have of them and would warn about.
+# Lesser processors by qemu's names: and what it does not have of them and would warn about.
 LACKING = ",".join(
     f"-{name}" for name in ("pcid", "x2apic", "tsc-deadline", "hle", "rtm", "invpcid")
 )
@@ -155,9 +155,8 @@ def test_portable_code_gives_the_bits_of_a_lesser_processor(tmp_path, kernel):
     found = json.loads((tmp_path / "here" / "manifest.json").read_text())["machine"]
     assert found["code"] == processors.PORTABLE
     assert found["instruction_set"] == processors.instruction_set()
-    # No AVX-512, and other preferences of the compiler for other makes.
-    for cpu in ("Haswell", "EPYC-Rome"):
-        assert run(tmp_path / cpu, "--portable", cpu=cpu, **env).equals(here), cpu
+    # Of another make, and without AVX-512; minutes, as every instruction is translated.
+    assert run(tmp_path / "lesser", "--portable", cpu="Haswell", **env).equals(here)
     # The control: where code may use all that this processor has, its bits differ.
     if "x86-64-v4" in processors.instruction_set():
         assert not run(tmp_path / "full", **env).equals(here)

@@ -111,18 +111,18 @@ def test_a_signal_checkpoints_once_for_both_and_either_kind_of_run_goes_on(tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_other_with_one_line_and_the_next_run_goes_on(
-    tmp_path, spec, victim
-):
+def test_a_killed_process_ends_the_other_and_the_next_run_goes_on(tmp_path, spec, victim):
     out = tmp_path / "out"
     pair = start(spec, out)
     stored = interrupt_sweep.follow(pair[0], out, 120.0, 0)
     pair[victim].kill()
     began = time.perf_counter()
     ended = finish(pair, ONE_LINE_SECONDS)
-    print(f"ended {time.perf_counter() - began:.1f} s after the other was killed")
     code, said = ended[1 - victim]
-    assert (code, said) == (1, "polar-jax: error: another process of this run has ended")
+    # Our line, unless JAX's own service notices first and aborts with lines of its own.
+    ours = (code, said) == (1, "polar-jax: error: another process of this run has ended")
+    assert ours or "Terminating process because the JAX distributed service" in said
+    assert time.perf_counter() - began < ONE_LINE_SECONDS
     assert interrupt_sweep.progress(out) >= stored
     alone(spec, out)
     alone(spec, tmp_path / "alone")

@@ -180,6 +180,14 @@ def print_plan(
         console.print(f"  {name}", markup=False, soft_wrap=True)
     kind = "as compiled" if exact else "estimated; --exact-memory compiles to know"
     console.print(f"memory per device: at most {size(max(memory))} ({kind})")
+    _print_layout(console, plan, num_devices)
+    console.print(
+        f"shards: {len(plan.shards):,}; about {duration(plan.seconds)} on 2 cores, and up to "
+        f"{duration(compile_seconds(plan))} of compiling the first time"
+    )
+
+
+def _print_layout(console: Console, plan: Plan, num_devices: int) -> None:
     layout, why = device_layout.choose(plan, num_devices)
     console.print(f"layout: {why}", soft_wrap=True)
     if layout.processes > 1:
@@ -189,10 +197,6 @@ def print_plan(
             f"{layout.devices} of the devices ({own}); no result depends on it",
             soft_wrap=True,
         )
-    console.print(
-        f"shards: {len(plan.shards):,}; about {duration(plan.seconds)} on 2 cores, and up to "
-        f"{duration(compile_seconds(plan))} of compiling the first time"
-    )
 
 
 def compile_seconds(plan: Plan) -> float:
