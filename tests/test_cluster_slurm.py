@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(bool(slurm_cluster.absent()), reason=slurm_cluster.absent() or "there"),
 ]
 TEMPLATE = pathlib.Path(__file__).parents[1] / "sweeps" / "batch" / "array.sbatch"
-LONG = 150_000  # requests: about 8 s of one core
+LONG = 300_000  # requests: about 8 s of one core
 
 
 @pytest.fixture(scope="module")
