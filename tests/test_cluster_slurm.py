@@ -89,7 +89,13 @@ def test_a_dry_run_shows_the_script_and_writes_nothing(cluster, tmp_path):
     for line in (
         *("#SBATCH --array=0-7%8", "#SBATCH --partition=urgent", "#SBATCH --requeue"),
         *("#SBATCH --signal=USR2@90", "#SBATCH --time=30", "#SBATCH --constraint=a100"),
-        *("module load cuda", "# task 3: shards 19", "20 to do; nothing was submitted."),
+        *(
+            "module load cuda",
+            "srun --unbuffered",
+            "--cpus-per-task=1",
+            "# task 3: shards 19",
+            "20 to do; nothing was submitted.",
+        ),
     ):
         assert line in told
     assert not (tmp_path / "out").exists()
