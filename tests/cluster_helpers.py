@@ -16,7 +16,7 @@ adapters = 5
 context_dim = 3
 seeds = 64
 horizon = {horizon}
-policies = ["lru", "static"]
+policies = ["lru"]
 environment = "sticky"
 [axes]
 slots = {slots}
@@ -24,6 +24,7 @@ price_per_ms = {prices}
 """
 # As many shards as combinations: each combination is more than a shard aims at.
 SHARD_SECONDS = "0.001"
+_BUSY = 5.0
 
 
 def spec(folder: pathlib.Path, *, shards: int, horizon: int = 300) -> pathlib.Path:
@@ -36,7 +37,7 @@ def spec(folder: pathlib.Path, *, shards: int, horizon: int = 300) -> pathlib.Pa
 
 
 def cli(
-    *words: str | pathlib.Path, environment: Mapping[str, str], timeout: float = 200.0
+    *words: str | pathlib.Path, environment: Mapping[str, str], timeout: float = 900.0
 ) -> "subprocess.CompletedProcess[str]":
     """Runs the command line in a process of its own."""
     return subprocess.run(
@@ -80,19 +81,19 @@ def assert_same_bits(left: pathlib.Path, right: pathlib.Path, *, shards: int) ->
     """Sees that both folders hold all shards, and the same rows bit for bit."""
     for out in (left, right):
         assert len(list((out / "shards").rglob("*.parquet"))) == shards
-    assert interrupt_sweep.assert_equal_rows(left, right) == shards * 64 * 2
+    assert interrupt_sweep.assert_equal_rows(left, right) == shards * 64
 
 
 def until(true: Callable[[], object], seconds: float, what: str) -> None:
-    """Waits for something to become true.
+    """Waits for something to become true; machines may be busy with much else.
 
     Raises:
       TimeoutError: after so many seconds.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + _BUSY * seconds
     while not true():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not happen within {seconds} s")
+            raise TimeoutError(f"{what} did not happen within {_BUSY * seconds} s")
         time.sleep(0.1)
 
 

@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(ray_cluster.absent()), reason=ray_cluster.absent() or "there"),
 ]
-LONG = 150_000  # requests: about 8 s of one core
+LONG = 300_000  # requests: about 8 s of one core
 
 
 @pytest.fixture(scope="module")

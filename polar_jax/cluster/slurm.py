@@ -161,6 +161,8 @@ def _executor(submission: Submission, part: int) -> "submitit.SlurmExecutor":
         "array_parallelism": max(1, given["array_parallelism"] // _num_arrays(submission)),
         "signal_delay_s": given["warning"],
         "stderr_to_stdout": True,
+        # From Slurm 22.05 on, srun does not take the number over from sbatch.
+        "srun_args": [f"--cpus-per-task={given['cpus_per_task']}"],
         # The process reads its signal from a variable, which may say something else here.
         "setup": [*given["setup"], f"export SUBMITIT_PREEMPT_SIGNAL={SIGNAL}"],
         "additional_parameters": {"signal": f"{SIGNAL}@{given['warning']}", **more},
