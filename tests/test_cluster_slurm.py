@@ -273,6 +273,7 @@ def test_the_template_without_submitit_runs_its_slices(cluster, tmp_path):
         env=environment,
         check=True,
         capture_output=True,
+        timeout=60,
     )
     cluster.wait_idle(120)
     found = {int(file.stem) for file in (out / "shards").rglob("*.parquet")}
