@@ -37,7 +37,7 @@ def submit(options: SweepSubmit) -> int:
       ValueError, OSError: for options or a folder that cannot be used.
     """
     options.check()
-    out = options.out or pathlib.Path("results") / options.spec.stem
+    out = options.folder
     from polar_jax.cluster import engines, submission
 
     try:

@@ -15,6 +15,13 @@ _MAX_GIBIBYTES = 2.0**20
 _SLURM_ONLY = ("partition", "account", "qos", "time", "signal_seconds", "setup", "sbatch")
 _DEFAULT_MINUTES, _DEFAULT_SIGNAL = 60, 90
 _OPTION = re.compile(r"[a-z][a-z0-9-]*(=.+)?", re.DOTALL)
+# Options of sbatch by which tasks would not be found again, or not be what was recorded: their
+# number and names, where they run (squeue is asked here alone), their logs and warnings, and what
+# sbatch prints and when it returns.
+_RESERVED = (
+    *("array", "clusters", "error", "job-name", "no-requeue", "nodes", "ntasks", "open-mode"),
+    *("output", "parsable", "quiet", "requeue", "signal", "test-only", "wait", "wrap"),
+)
 
 
 def _arg(metavar: str, default: str) -> object:
@@ -113,6 +120,11 @@ class SweepSubmit:
         if self.engine == "slurm":
             if self.address is not None:
                 raise ValueError(f"--address is for --engine ray, got {self.address!r} with slurm.")
+            if "%" in str(self.folder.absolute()):
+                raise ValueError(
+                    f"--out must be without '%', which Slurm takes for a pattern, got "
+                    f"{str(self.folder.absolute())!r}."
+                )
             if not self.warning < 60 * self.minutes:
                 raise ValueError(
                     f"--signal-seconds must be below --time ({60 * self.minutes} s), got "
@@ -124,10 +136,20 @@ class SweepSubmit:
                         "--sbatch takes options as sbatch spells them, without dashes in front, "
                         f"such as constraint=a100; got {option!r}."
                     )
+                if _is_reserved(option.partition("=")[0]):
+                    raise ValueError(
+                        "--sbatch takes no option that the tasks depend on ("
+                        f"{', '.join(_RESERVED)}); got {option!r}."
+                    )
             return
         given = [name for name in _SLURM_ONLY if getattr(self, name) not in (None, ())]
         if given:
             raise ValueError(f"{_written(given[0])} is for --engine slurm, got it with ray.")
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The sweep's folder."""
+        return self.out or pathlib.Path("results") / self.spec.stem
 
     @property
     def minutes(self) -> int:
@@ -153,6 +175,11 @@ class SweepCancel:
     """
 
     out: _Positional[pathlib.Path]
+
+
+def _is_reserved(name: str) -> bool:
+    # sbatch knows options by any beginning that tells them apart.
+    return name.startswith("ntasks") or any(one.startswith(name) for one in _RESERVED)
 
 
 def _written(name: str) -> str:
