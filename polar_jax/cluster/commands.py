@@ -172,9 +172,12 @@ class SweepCancel:
 
     Attributes:
       out: folder of the sweep.
+      forget: numbers of submissions whose scheduler is gone for good: cancel nothing, but take
+        their tasks for ended and ask nobody about them any more.
     """
 
     out: _Positional[pathlib.Path]
+    forget: Annotated[tuple[int, ...], _arg("N...", "none")] = ()
 
 
 def _is_reserved(name: str) -> bool:

@@ -1,11 +1,10 @@
 """What `sweep submit` hands over: the shards that are missing, in tasks of some each."""
 
-import getpass
 import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polar_jax.cluster import engines, journal, standing
@@ -24,6 +23,7 @@ class Chosen(NamedTuple):
     done: int
     alive: int  # queued or running
     exhausted: list[int]  # handed over as often as is allowed
+    tried: tuple[int, ...] = ()  # those of `shards` that were handed over before
 
 
 class Submitted(NamedTuple):
@@ -110,7 +110,6 @@ def request(plan: "Plan", options: SweepSubmit, out: pathlib.Path) -> dict[str, 
         "address": options.address,
         "created": journal.now(),
         "host": files.this_process().host,
-        "user": getpass.getuser(),
         "spec": {
             "name": spec.name,
             "title": spec.title,
@@ -159,12 +158,22 @@ def choose(found: standing.Standing, max_attempts: int) -> Chosen:
     exhausted = [one.index for one in rest if one.attempts >= max_attempts]
     left = [one.index for one in rest if one.attempts < max_attempts]
     alive = found.count("running") + found.count("queued")
-    return Chosen(left, found.count("done"), alive, exhausted)
+    tried = tuple(one.index for one in rest if 0 < one.attempts < max_attempts)
+    return Chosen(left, found.count("done"), alive, exhausted, tried)
 
 
-def grouped(shards: Sequence[int], per_task: int) -> list[list[int]]:
-    """Shards in tasks of so many each, in order."""
-    return [list(shards[i : i + per_task]) for i in range(0, len(shards), per_task)]
+def grouped(shards: Sequence[int], per_task: int, alone: Collection[int] = ()) -> list[list[int]]:
+    """Shards in tasks of so many each, in order.
+
+    Args:
+      shards: all of them.
+      per_task: how many a task runs, at least 1.
+      alone: shards that get a task of their own, behind the others.
+    """
+    single = set(alone)
+    rest = [index for index in shards if index not in single]
+    tasks = [rest[i : i + per_task] for i in range(0, len(rest), per_task)]
+    return [*tasks, *([index] for index in shards if index in single)]
 
 
 def submit(
@@ -195,7 +204,7 @@ def submit(
     check_folder(plan, out)
     _make(out)
     with journal.locked(out):
-        chosen = choose(standing.Reader(out, request=asked).read(sure=True), options.max_attempts)
+        chosen = _choose(out, asked)
         if not chosen.shards:
             return Submitted(None, chosen)
         asked |= _tasks(chosen, options, out, journal.next_number(out), asked)
@@ -208,8 +217,13 @@ def submit(
 
         try:
             engine.submit(submission, tasks, taken)
-        except BaseException:
-            journal.withdraw(submission)
+        except BaseException as error:
+            # An answer that got lost: the scheduler may have the tasks for all that.
+            doubt = "" if submission.jobs else _doubt(engine, submission)
+            if not doubt:
+                journal.withdraw(submission)
+            elif isinstance(error, engines.EngineError):
+                raise engines.EngineError(f"{str(error).rstrip('.')}; {doubt}") from None
             raise
     return Submitted(submission, chosen)
 
@@ -235,7 +249,7 @@ def preview(
     engine = engines.named(options.engine)
     asked |= engine.check(asked)
     check_folder(plan, out)
-    chosen = choose(standing.Reader(out, request=asked).read(sure=True), options.max_attempts)
+    chosen = _choose(out, asked)
     if not chosen.shards:
         return chosen, []
     number = journal.next_number(out)
@@ -243,6 +257,27 @@ def preview(
     folder = out / journal.FOLDER / str(number)
     submission = journal.Submission(number, folder, asked, {}, False)
     return chosen, engine.preview(submission, _made(submission, prepare))
+
+
+def _choose(out: pathlib.Path, asked: Mapping[str, Any]) -> Chosen:
+    """Picks the shards of a request; before a sweep counts as done, all its pages are read."""
+    for whole in (False, True):
+        found = standing.Reader(out, request=asked, whole=whole).read(sure=True)
+        chosen = choose(found, asked["max_attempts"])
+        if chosen.shards or chosen.alive or not chosen.done:
+            break
+    return chosen
+
+
+def _doubt(engine: engines.Engine, submission: journal.Submission) -> str:
+    """Why a submission that failed must stay on record; "" where the scheduler has nothing."""
+    number = submission.number
+    try:
+        if not engine.queue([submission]):
+            return ""
+    except engines.EngineError:
+        return f"whether the scheduler has submission {number} is not known, so its record stays"
+    return f"the scheduler has tasks of submission {number} all the same, so its record stays"
 
 
 def _made(submission: journal.Submission, prepare: Callable[[int | None], None]) -> list[Task]:
@@ -257,7 +292,8 @@ def _tasks(
     chosen: Chosen, options: SweepSubmit, out: pathlib.Path, number: int, asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The tasks of a request, and the name that the scheduler knows them by."""
-    tasks = grouped(chosen.shards, options.shards_per_task)
+    # What ended a task's process takes its other shards along: none is to suffer twice.
+    tasks = grouped(chosen.shards, options.shards_per_task, chosen.tried)
     arrays = -(-len(tasks) // asked["tasks_per_array"])
     if options.array_parallelism < arrays:
         raise ValueError(
