@@ -13,7 +13,7 @@ from rich.console import Console
 from polar_jax import cli, terminal
 from polar_jax.cluster import engines, journal, standing, submission, watch
 from polar_jax.cluster.engines import Alive, EngineError
-from polar_jax.cluster.task import MAX_FRUITLESS, Task, TaskError
+from polar_jax.cluster.task import MAX_FRUITLESS, Task, TaskError, planned
 from polar_jax.sweep import plan as plans
 from polar_jax.sweep import spec as specs
 from polar_jax.sweep import store
@@ -195,6 +195,29 @@ def test_another_sweeps_folder_is_refused_and_not_changed(tmp_path, plan, schedu
     with pytest.raises(store.StoreError, match='jax_platform is "cpu" there, "gpu" here'):
         submit(dataclasses.replace(plan, platform="gpu"), tmp_path / "out")
     assert len(journal.read(tmp_path / "out")) == 1
+
+
+def test_portable_code_is_asked_of_tasks_and_kept_apart(tmp_path, plan, scheduler, monkeypatch):
+    out = tmp_path / "out"
+    one = submit(plan, out, portable=True).submission
+    assert one is not None
+    with pytest.raises(store.StoreError, match="portable is True there, False here"):
+        submit(plan, out)
+    asked = []
+    monkeypatch.setattr(plans, "make", lambda *_, **__: plan)
+    planned(one.request, lambda devices, **more: asked.append((devices, more)))
+    assert asked == [(1, {"portable": True})]
+    finish(out, plan, 0)
+    with pytest.raises(store.StoreError, match=r"the code \(--portable\) is .* there, .* here"):
+        submit(plan, out, portable=True)
+    # The environment says it for all tasks.
+    scheduler.alive = {}
+    assert submit(plan, out).submission is not None
+    monkeypatch.setenv("POLAR_JAX_PORTABLE", "1")
+    with pytest.raises(store.StoreError, match=r"the code \(--portable\) is"):
+        submit(plan, out)
+    with pytest.raises(ValueError, match=r"--portable is about .* the plan is for gpu\.$"):
+        submit(dataclasses.replace(plan, platform="gpu"), out)
 
 
 def test_one_call_at_a_time_works_on_a_sweep(tmp_path, plan, scheduler):

@@ -57,6 +57,8 @@ class SweepSubmit:
       shard_seconds: work that a shard aims at, above 0. Fixed by the first submission.
       checkpoint_seconds: work that may be lost when a task is killed, above 0.
       memory_limit: GiB that may be used on each device. It changes no result.
+      portable: compile for any processor with AVX2, so that unlike nodes give the same bits; a
+        folder is of one kind of code.
       signal_seconds: how long before its limit Slurm warns a task, at least 1.
       setup: shell lines to run before a task, such as "module load cuda".
       sbatch: further options of sbatch, such as constraint=a100 or exclusive.
@@ -84,6 +86,7 @@ class SweepSubmit:
     shard_seconds: Annotated[float | None, _arg("FLOAT", "that of the folder, or 300")] = None
     checkpoint_seconds: float = 20.0
     memory_limit: Annotated[float | None, _arg("GIB", "four fifths of what there is")] = None
+    portable: bool = False
     signal_seconds: Annotated[
         int | None, _arg("SECONDS", f"{_DEFAULT_SIGNAL}, or half of a short --time")
     ] = None

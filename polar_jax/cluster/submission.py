@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from polar_jax import processors
 from polar_jax.cluster import engines, journal, standing
 from polar_jax.cluster.commands import SweepSubmit
 from polar_jax.cluster.task import Task
@@ -57,12 +58,13 @@ def shard_seconds_of(options: SweepSubmit, out: pathlib.Path) -> float | None:
     return options.shard_seconds or (None if stored is None else stored["shard_seconds"])
 
 
-def check_folder(plan: "Plan", out: pathlib.Path) -> None:
+def check_folder(plan: "Plan", out: pathlib.Path, *, portable: bool = False) -> None:
     """Sees that a folder is new, empty, or that of the same sweep.
 
     Args:
       plan: what is asked for.
       out: the folder; nothing in it is changed.
+      portable: whether its code is to be portable.
 
     Raises:
       StoreError: if it is not; it says in what they differ.
@@ -74,6 +76,7 @@ def check_folder(plan: "Plan", out: pathlib.Path) -> None:
         there = manifests.read(out)
         # Machines may differ: those of the tasks are compared when they start.
         machine = {**(there.get("machine") or {}), "jax_platform": plan.platform}
+        machine["code"] = processors.PORTABLE if portable else processors.NATIVE
         given = {
             **there,
             **plan.spec.describe(),
@@ -84,7 +87,7 @@ def check_folder(plan: "Plan", out: pathlib.Path) -> None:
         manifests.check_same(out, there, manifests.plain(given))
     elif journal.exists(out):
         for earlier in journal.read(out)[-1:]:
-            _check_request(plan, out, earlier.request)
+            _check_request(plan, out, earlier.request, portable=portable)
     elif out.exists() and (others := [name for name in os.listdir(out) if name]):
         raise store.StoreError(
             f"--out {str(out)!r} already holds files (such as {min(others)!r}) but no sweep; "
@@ -102,9 +105,18 @@ def request(plan: "Plan", options: SweepSubmit, out: pathlib.Path) -> dict[str, 
 
     Returns:
       Plain values, ready for JSON.
+
+    Raises:
+      ValueError: for portable code on something else than processors.
     """
     spec = plan.spec
     limit = options.memory_limit
+    # Also where the environment says so, as with `sweep run`.
+    portable = options.portable or processors.code() == processors.PORTABLE
+    if portable and plan.platform != "cpu":
+        raise ValueError(
+            f"--portable is about code for processors, and the plan is for {plan.platform}."
+        )
     return {
         "engine": options.engine,
         "address": options.address,
@@ -123,6 +135,7 @@ def request(plan: "Plan", options: SweepSubmit, out: pathlib.Path) -> dict[str, 
         "shard_seconds": plan.shard_seconds,
         "decisions": [shard.decisions for shard in plan.shards],
         "checkpoint_seconds": options.checkpoint_seconds,
+        "portable": portable,
         "memory_limit": None if limit is None else int(limit * 2**30),
         "max_attempts": options.max_attempts,
         "resources": {
@@ -180,7 +193,7 @@ def submit(
     plan: "Plan",
     options: SweepSubmit,
     out: pathlib.Path,
-    prepare: Callable[[int | None], None],
+    prepare: Callable[..., None],
 ) -> Submitted:
     """Hands over what is missing and not already queued or running.
 
@@ -201,7 +214,7 @@ def submit(
     asked = request(plan, options, out)
     engine = engines.named(options.engine)
     asked |= engine.check(asked)
-    check_folder(plan, out)
+    check_folder(plan, out, portable=asked["portable"])
     _make(out)
     with journal.locked(out):
         chosen = _choose(out, asked)
@@ -232,7 +245,7 @@ def preview(
     plan: "Plan",
     options: SweepSubmit,
     out: pathlib.Path,
-    prepare: Callable[[int | None], None],
+    prepare: Callable[..., None],
 ) -> tuple[Chosen, list[str]]:
     """What `submit` would hand over; writes and submits nothing.
 
@@ -248,7 +261,7 @@ def preview(
     asked = request(plan, options, out)
     engine = engines.named(options.engine)
     asked |= engine.check(asked)
-    check_folder(plan, out)
+    check_folder(plan, out, portable=asked["portable"])
     chosen = _choose(out, asked)
     if not chosen.shards:
         return chosen, []
@@ -280,7 +293,7 @@ def _doubt(engine: engines.Engine, submission: journal.Submission) -> str:
     return f"the scheduler has tasks of submission {number} all the same, so its record stays"
 
 
-def _made(submission: journal.Submission, prepare: Callable[[int | None], None]) -> list[Task]:
+def _made(submission: journal.Submission, prepare: Callable[..., None]) -> list[Task]:
     out, logged = submission.request["out"], submission.engine != "slurm"
     return [
         Task(out, submission.number, number, prepare, logged)
@@ -318,18 +331,22 @@ def _stored(out: pathlib.Path) -> dict[str, Any] | None:
     return None
 
 
-def _check_request(plan: "Plan", out: pathlib.Path, earlier: Mapping[str, Any]) -> None:
+def _check_request(
+    plan: "Plan", out: pathlib.Path, earlier: Mapping[str, Any], *, portable: bool
+) -> None:
     """Sees that a folder in which no task has started yet was submitted for the same plan."""
     for name, here in (
         ("spec_hash", plan.spec.spec_hash),
         ("shard_seconds", plan.shard_seconds),
         ("platform", plan.platform),
         ("plan_hash", plan.plan_hash),
+        ("portable", portable),
     ):
-        if earlier[name] != here:
+        there = earlier.get(name, False)
+        if there != here:
             raise store.StoreError(
                 f"--out {str(out)!r} was submitted for another sweep: {name} is "
-                f"{str(earlier[name])[:12]} there, {str(here)[:12]} here. Use another --out."
+                f"{str(there)[:12]} there, {str(here)[:12]} here. Use another --out."
             )
 
 

@@ -54,7 +54,7 @@ class Task:
     out: str
     submission: int
     number: int
-    prepare: Callable[[int | None], None]
+    prepare: Callable[..., None]
     logged: bool = False
     fruitless: int = 0
     _work: "_Work | None" = dataclasses.field(default=None, init=False, repr=False)
@@ -218,7 +218,7 @@ class _Work:
             self.outcome = run.execute(plan, self.out, how, view, stop)
 
 
-def planned(request: Mapping[str, Any], prepare: Callable[[int | None], None]) -> "Plan":
+def planned(request: Mapping[str, Any], prepare: Callable[..., None]) -> "Plan":
     """Plans a submission's sweep again, where it is computed.
 
     Args:
@@ -234,7 +234,8 @@ def planned(request: Mapping[str, Any], prepare: Callable[[int | None], None]) -
     if platform == "cpu":
         # Where a node has accelerators that the task was not given.
         jax.config.update("jax_platforms", "cpu")
-    prepare(request["resources"]["cpus_per_task"] if platform == "cpu" else None)
+    devices = request["resources"]["cpus_per_task"] if platform == "cpu" else None
+    prepare(devices, **({"portable": True} if request.get("portable") else {}))
     here = jax.devices()[0].platform
     if here != platform:
         raise TaskError(
