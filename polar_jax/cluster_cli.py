@@ -1,8 +1,10 @@
 """`polar-jax sweep submit`, `sweep cancel`, and `sweep status` of what was submitted."""
 
+import collections
 import contextlib
 import pathlib
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from polar_jax import terminal
@@ -10,6 +12,7 @@ from polar_jax.cluster.commands import SweepCancel, SweepSubmit
 from polar_jax.terminal import FAILED, PROGRAM
 
 if TYPE_CHECKING:
+    from polar_jax.cluster.journal import Submission
     from polar_jax.cluster.submission import Chosen
     from polar_jax.sweep.commands import SweepStatus
     from polar_jax.sweep.plan import Plan
@@ -37,7 +40,7 @@ def submit(options: SweepSubmit) -> int:
       ValueError, OSError: for options or a folder that cannot be used.
     """
     options.check()
-    out = options.out or pathlib.Path("results") / options.spec.stem
+    out = options.folder
     from polar_jax.cluster import engines, submission
 
     try:
@@ -75,33 +78,76 @@ def cancel(options: SweepCancel) -> int:
       options: those of the command.
 
     Returns:
-      The exit code: 0, or 1 where a scheduler does not answer.
+      The exit code: 0, or 1 where a scheduler does not answer; what others have is cancelled.
 
     Raises:
       ValueError, OSError: for a folder that cannot be used.
     """
-    from polar_jax.cluster import engines, journal, standing
+    from polar_jax.cluster import journal, standing
 
     if not journal.exists(options.out):
         raise ValueError(f"{str(options.out)!r} holds nothing that was submitted.")
-    try:
-        with journal.locked(options.out):
-            found = standing.Reader(options.out).read()
-            open_ = [one for one in found.submissions if not one.cancelled]
-            alive = _alive(open_)
-            for one in open_:
-                if one.number in alive:
-                    engines.named(one.engine).cancel(one)
-                    one.record_cancelled()
-    except engines.EngineError as error:
-        return terminal.error(str(error), FAILED)
-    tasks = sum(alive.values())
-    print(
-        f"cancelled {tasks} task{'s' * (tasks != 1)}; {found.count('done')} of "
-        f"{len(found.shards)} shards are done, `{PROGRAM} sweep submit` goes on from here."
-        if tasks
-        else "nothing is queued or running; nothing was cancelled."
-    )
+    with journal.locked(options.out):
+        if options.forget:
+            return _forget(options)
+        found = standing.Reader(options.out).read()
+        # Cancelled ones too: their tasks may have outlived it.
+        tasks, complaints = _cancel(found.submissions)
+    done = [one.index for one in found.shards if one.state == "done"]
+    # What is done needs no scheduler any more.
+    open_ = {one.number for one in standing.unfinished(found.submissions, done)}
+    silent = {number: text for number, text in complaints.items() if number in open_}
+    if tasks:
+        print(
+            f"cancelled {tasks} task{'s' * (tasks != 1)}; {len(done)} of {len(found.shards)} "
+            f"shards are done, `{PROGRAM} sweep submit` goes on from here."
+        )
+    elif not silent:
+        print("nothing is queued or running; nothing was cancelled.")
+    return terminal.error("; ".join(standing.told(silent)), FAILED) if silent else 0
+
+
+def _cancel(submissions: Sequence["Submission"]) -> tuple[int, dict[int, str]]:
+    """Ends what is alive; how many tasks, and which submission's scheduler complains of what."""
+    from polar_jax.cluster import engines, standing
+
+    queue, complaints = standing.ask(submissions)
+    alive = collections.Counter(number for number, _ in queue)
+    tasks = 0
+    for one in submissions:
+        if not alive[one.number]:
+            continue
+        try:
+            engines.named(one.engine).cancel(one)
+        except engines.EngineError as error:
+            complaints[one.number] = str(error)
+        else:
+            tasks += alive[one.number]
+            one.record_cancelled()
+    return tasks, complaints
+
+
+def _forget(options: SweepCancel) -> int:
+    """Marks submissions as ended whose scheduler is gone, or has nothing of them."""
+    from polar_jax.cluster import journal, standing
+
+    known = {one.number: one for one in journal.read(options.out)}
+    for number in options.forget:
+        if number not in known:
+            allowed = ", ".join(map(str, known)) or "none"
+            raise ValueError(
+                f"--forget must be the number of a submission ({allowed}), got {number}."
+            )
+    chosen = [known[number] for number in options.forget]
+    for number, _ in standing.ask(chosen).queue:
+        raise ValueError(
+            f"--forget is for a scheduler that is gone, and that of submission {number} has tasks "
+            "of it; cancel without --forget."
+        )
+    for one in chosen:
+        one.record_forgotten()
+    named = ", ".join(str(one.number) for one in chosen)
+    print(f"no scheduler is asked about submission {named} any more.")
     return 0
 
 
@@ -159,18 +205,6 @@ def planned(options: SweepSubmit, out: pathlib.Path) -> "Plan":
     from polar_jax.sweep import plan
 
     return plan.make(asked, shard_seconds=seconds or plan.SHARD_SECONDS, platform=platform)
-
-
-def _alive(submissions: list) -> dict[int, int]:
-    """Number of a submission to how many of its tasks are queued or running."""
-    from polar_jax.cluster import engines
-
-    counts: dict[int, int] = {}
-    for name in engines.NAMES:
-        own = [one for one in submissions if one.engine == name]
-        for number, _ in engines.named(name).queue(own) if own else ():
-            counts[number] = counts.get(number, 0) + 1
-    return counts
 
 
 def _choice(chosen: "Chosen") -> str:

@@ -74,12 +74,15 @@ def prepare_jax(devices: int | None, *, portable: bool = False, distributed: boo
 
     Args:
       devices: host devices to make; one per core where None.
-      portable: whether compiled code must give the same bits on unlike processors.
+      portable: whether compiled code must give the same bits on unlike processors; also where
+        the environment says so (`processors.VARIABLE`).
       distributed: whether to join the other processes of a launcher.
 
     Raises:
       ValueError: if portable code cannot be had here, or there is nobody to join.
     """
+    # A variable that was set by hand comes without the flags that make it true.
+    portable = portable or processors.code() == processors.PORTABLE
     if portable:
         processors.make_portable()
     # The C++ layers log to stderr from here on up; errors of ours are one line.

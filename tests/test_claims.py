@@ -291,3 +291,17 @@ def test_a_folder_that_vanishes_in_between_is_made_again(tmp_path: pathlib.Path)
 def test_times_that_do_not_fit_are_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r"at most a third of lease_seconds=20, got 10"):
         claims.Claims(tmp_path, lease_seconds=20, heartbeat_seconds=10)
+
+
+def test_who_may_not_write_sees_all_the_same_what_is_taken(tmp_path, monkeypatch):
+    foreign_claim(tmp_path, 5)
+
+    def refused(_: pathlib.Path) -> float:
+        raise PermissionError
+
+    monkeypatch.setattr(files, "clock", refused)
+    assert claims.Claims(tmp_path).taken() == [7]
+    make_old(tmp_path / "7", 500)
+    assert claims.Claims(tmp_path).taken() == []
+    with pytest.raises(PermissionError):
+        claims.Claims(tmp_path).try_claim(7)

@@ -3,64 +3,20 @@
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import cluster_helpers as helpers
 import pytest
 import sweep_helpers
+from cluster_scheduler import Scheduler, finish, options, states, submit
 from rich.console import Console
 
 from polar_jax import cli, terminal
 from polar_jax.cluster import engines, journal, standing, submission, watch
-from polar_jax.cluster.commands import SweepSubmit
-from polar_jax.cluster.engines import Alive, Engine, EngineError
-from polar_jax.cluster.task import MAX_FRUITLESS, Task, TaskError
+from polar_jax.cluster.engines import Alive, EngineError
+from polar_jax.cluster.task import MAX_FRUITLESS, Task, TaskError, planned
 from polar_jax.sweep import plan as plans
 from polar_jax.sweep import spec as specs
 from polar_jax.sweep import store
-
-
-class Scheduler:
-    """Takes everything, runs nothing; tests say what is in its queue."""
-
-    def __init__(self) -> None:
-        self.alive: dict[tuple[int, int], Alive] = {}
-        self.takes = 1000
-        self.answers = True
-        self.cancelled: list[int] = []
-
-    def engine(self) -> Engine:
-        return Engine(self.check, self.preview, self.submit, self.queue, self.cancel)
-
-    def check(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        del request
-        return {"tasks_per_array": 3}
-
-    def preview(self, one: journal.Submission, tasks: Sequence[Task]) -> list[str]:
-        return [f"{one.name}: {len(tasks)}"]
-
-    def submit(
-        self,
-        one: journal.Submission,
-        tasks: Sequence[Task],
-        taken: Callable[[Mapping[int, str]], None],
-    ) -> None:
-        for task in tasks:
-            if task.number >= self.takes:
-                raise EngineError("full")
-            self.alive[one.number, task.number] = Alive(False, "Resources")
-            taken({task.number: f"7_{task.number}"})
-
-    def queue(self, submissions: Sequence[journal.Submission]) -> engines.Queue:
-        if not self.answers:
-            raise engines.UnreachableError("it sleeps")
-        known = {one.number for one in submissions}
-        return {place: alive for place, alive in self.alive.items() if place[0] in known}
-
-    def cancel(self, one: journal.Submission) -> None:
-        self.cancelled.append(one.number)
-        self.alive.clear()
 
 
 @pytest.fixture
@@ -76,32 +32,6 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> plans.Plan:
     """A sweep of four shards."""
     path = helpers.spec(tmp_path_factory.mktemp("spec"), shards=4)
     return plans.make(specs.read(path), shard_seconds=0.001)
-
-
-def options(plan: plans.Plan, **changes: Any) -> SweepSubmit:
-    return SweepSubmit(pathlib.Path(f"{plan.spec.name}.toml"), **changes)
-
-
-def submit(plan: plans.Plan, out: pathlib.Path, **changes: Any) -> submission.Submitted:
-    return submission.submit(plan, options(plan, **changes), out, terminal.prepare_jax)
-
-
-def states(out: pathlib.Path) -> list[str]:
-    return [one.state for one in standing.Reader(out).read().shards]
-
-
-def finish(out: pathlib.Path, plan: plans.Plan, index: int) -> None:
-    """Stores a shard, as a task would."""
-    manifest = {
-        **sweep_helpers.MANIFEST,
-        **plan.spec.describe(),
-        "plan_hash": plan.plan_hash,
-        "shard_seconds": plan.shard_seconds,
-        "decisions": plan.decisions,
-        "num_shards": len(plan.shards),
-    }
-    opened = store.create_or_open(out, manifest)
-    opened.write_shard(index, sweep_helpers.rows(index), sweep_helpers.FACTS)
 
 
 def test_only_what_is_missing_and_not_queued_is_handed_over(tmp_path, plan, scheduler):
@@ -133,6 +63,35 @@ def test_a_damaged_shard_counts_as_failed_and_is_handed_over_again(tmp_path, pla
 def test_sweeps_know_nothing_of_clusters():
     sources = pathlib.Path(store.__file__).parent.glob("*.py")
     assert not [path.name for path in sources if "polar_jax.cluster" in path.read_text("utf-8")]
+
+
+def test_before_a_sweep_counts_as_done_all_its_pages_are_read(tmp_path, plan, scheduler):
+    out = tmp_path / "out"
+    for index in range(4):
+        finish(out, plan, index)
+    assert submit(plan, out) == (None, submission.Chosen([], 4, 0, []))
+    path = out / "shards" / "0" / "2.parquet"
+    data = bytearray(path.read_bytes())
+    # In the pages: the footer says the same as before.
+    for place in range(4, 200):
+        data[place] ^= 0xFF
+    path.write_bytes(data)
+    assert states(out) == ["done"] * 4
+    chosen, _ = submission.preview(plan, options(plan), out, terminal.prepare_jax)
+    assert chosen.shards == [2]
+    assert submit(plan, out).chosen.shards == [2]
+    assert scheduler.alive
+
+
+def test_a_shard_that_was_tried_before_gets_a_task_of_its_own(tmp_path, plan, scheduler):
+    out = tmp_path / "out"
+    scheduler.takes = 1
+    with pytest.raises(EngineError, match="full"):
+        submit(plan, out, shards_per_task=2)
+    scheduler.takes, scheduler.alive = 1000, {}
+    second = submit(plan, out, shards_per_task=2).submission
+    assert second is not None
+    assert second.tasks == [[2, 3], [0], [1]]
 
 
 def test_several_shards_make_a_task_when_told_so(tmp_path, plan, scheduler):
@@ -220,18 +179,6 @@ def test_what_was_taken_before_a_refusal_is_known(tmp_path, plan, scheduler):
     assert submit(plan, out).chosen.shards == [2, 3]
 
 
-def test_a_scheduler_that_does_not_answer_makes_nothing_lost(tmp_path, plan, scheduler):
-    out = tmp_path / "out"
-    submit(plan, out)
-    scheduler.answers = False
-    found = standing.Reader(out).read()
-    assert [one.state for one in found.shards] == ["queued"] * 4
-    assert found.notes == ["what is queued is not known: it sleeps"]
-    assert not found.is_over
-    with pytest.raises(engines.UnreachableError, match="it sleeps"):
-        submit(plan, out)
-
-
 def test_another_sweeps_folder_is_refused_and_not_changed(tmp_path, plan, scheduler):
     del scheduler
     (tmp_path / "files").mkdir()
@@ -248,6 +195,29 @@ def test_another_sweeps_folder_is_refused_and_not_changed(tmp_path, plan, schedu
     with pytest.raises(store.StoreError, match='jax_platform is "cpu" there, "gpu" here'):
         submit(dataclasses.replace(plan, platform="gpu"), tmp_path / "out")
     assert len(journal.read(tmp_path / "out")) == 1
+
+
+def test_portable_code_is_asked_of_tasks_and_kept_apart(tmp_path, plan, scheduler, monkeypatch):
+    out = tmp_path / "out"
+    one = submit(plan, out, portable=True).submission
+    assert one is not None
+    with pytest.raises(store.StoreError, match="portable is True there, False here"):
+        submit(plan, out)
+    asked = []
+    monkeypatch.setattr(plans, "make", lambda *_, **__: plan)
+    planned(one.request, lambda devices, **more: asked.append((devices, more)))
+    assert asked == [(1, {"portable": True})]
+    finish(out, plan, 0)
+    with pytest.raises(store.StoreError, match=r"the code \(--portable\) is .* there, .* here"):
+        submit(plan, out, portable=True)
+    # The environment says it for all tasks.
+    scheduler.alive = {}
+    assert submit(plan, out).submission is not None
+    monkeypatch.setenv("POLAR_JAX_PORTABLE", "1")
+    with pytest.raises(store.StoreError, match=r"the code \(--portable\) is"):
+        submit(plan, out)
+    with pytest.raises(ValueError, match=r"--portable is about .* the plan is for gpu\.$"):
+        submit(dataclasses.replace(plan, platform="gpu"), out)
 
 
 def test_one_call_at_a_time_works_on_a_sweep(tmp_path, plan, scheduler):
@@ -274,6 +244,11 @@ def test_cancelling_tells_the_scheduler_and_is_remembered(tmp_path, plan, schedu
     assert states(tmp_path / "out") == ["stopped"] * 4
     assert cli.main(["sweep", "cancel", str(tmp_path / "out")]) == 0
     assert "nothing was cancelled" in capsys.readouterr().out
+    # A task that outlived the first call is taken away by the second.
+    scheduler.alive = {(1, 3): Alive(True, "")}
+    assert cli.main(["sweep", "cancel", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("cancelled 1 task;")
+    assert scheduler.cancelled == [1, 1]
 
 
 def test_the_screen_shows_counts_pace_and_troubles(tmp_path, plan, scheduler):

@@ -81,6 +81,15 @@ def test_portable_code_keeps_other_flags_and_refuses_another_cap(monkeypatch, tm
     assert native_build._processor() == processors.PORTABLE
 
 
+def test_a_variable_set_by_hand_gets_the_flags_that_make_it_true(monkeypatch):
+    called = []
+    monkeypatch.setattr(processors, "make_portable", lambda: called.append(True))
+    for said, times in (("0", 0), ("1", 1)):
+        monkeypatch.setenv(processors.VARIABLE, said)
+        terminal.prepare_jax(1)
+        assert len(called) == times
+
+
 def test_every_kind_of_code_has_its_folder_of_programs(monkeypatch, tmp_path):
     kinds = set()
     for more in ("", FULL):

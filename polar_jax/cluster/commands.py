@@ -15,6 +15,13 @@ _MAX_GIBIBYTES = 2.0**20
 _SLURM_ONLY = ("partition", "account", "qos", "time", "signal_seconds", "setup", "sbatch")
 _DEFAULT_MINUTES, _DEFAULT_SIGNAL = 60, 90
 _OPTION = re.compile(r"[a-z][a-z0-9-]*(=.+)?", re.DOTALL)
+# Options of sbatch by which tasks would not be found again, or not be what was recorded: their
+# number and names, where they run (squeue is asked here alone), their logs and warnings, and what
+# sbatch prints and when it returns.
+_RESERVED = (
+    *("array", "clusters", "error", "job-name", "no-requeue", "nodes", "ntasks", "open-mode"),
+    *("output", "parsable", "quiet", "requeue", "signal", "test-only", "wait", "wrap"),
+)
 
 
 def _arg(metavar: str, default: str) -> object:
@@ -50,6 +57,8 @@ class SweepSubmit:
       shard_seconds: work that a shard aims at, above 0. Fixed by the first submission.
       checkpoint_seconds: work that may be lost when a task is killed, above 0.
       memory_limit: GiB that may be used on each device. It changes no result.
+      portable: compile for any processor with AVX2, so that unlike nodes give the same bits; a
+        folder is of one kind of code.
       signal_seconds: how long before its limit Slurm warns a task, at least 1.
       setup: shell lines to run before a task, such as "module load cuda".
       sbatch: further options of sbatch, such as constraint=a100 or exclusive.
@@ -77,6 +86,7 @@ class SweepSubmit:
     shard_seconds: Annotated[float | None, _arg("FLOAT", "that of the folder, or 300")] = None
     checkpoint_seconds: float = 20.0
     memory_limit: Annotated[float | None, _arg("GIB", "four fifths of what there is")] = None
+    portable: bool = False
     signal_seconds: Annotated[
         int | None, _arg("SECONDS", f"{_DEFAULT_SIGNAL}, or half of a short --time")
     ] = None
@@ -113,6 +123,11 @@ class SweepSubmit:
         if self.engine == "slurm":
             if self.address is not None:
                 raise ValueError(f"--address is for --engine ray, got {self.address!r} with slurm.")
+            if "%" in str(self.folder.absolute()):
+                raise ValueError(
+                    f"--out must be without '%', which Slurm takes for a pattern, got "
+                    f"{str(self.folder.absolute())!r}."
+                )
             if not self.warning < 60 * self.minutes:
                 raise ValueError(
                     f"--signal-seconds must be below --time ({60 * self.minutes} s), got "
@@ -124,10 +139,20 @@ class SweepSubmit:
                         "--sbatch takes options as sbatch spells them, without dashes in front, "
                         f"such as constraint=a100; got {option!r}."
                     )
+                if _is_reserved(option.partition("=")[0]):
+                    raise ValueError(
+                        "--sbatch takes no option that the tasks depend on ("
+                        f"{', '.join(_RESERVED)}); got {option!r}."
+                    )
             return
         given = [name for name in _SLURM_ONLY if getattr(self, name) not in (None, ())]
         if given:
             raise ValueError(f"{_written(given[0])} is for --engine slurm, got it with ray.")
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The sweep's folder."""
+        return self.out or pathlib.Path("results") / self.spec.stem
 
     @property
     def minutes(self) -> int:
@@ -150,9 +175,17 @@ class SweepCancel:
 
     Attributes:
       out: folder of the sweep.
+      forget: numbers of submissions whose scheduler is gone for good: cancel nothing, but take
+        their tasks for ended and ask nobody about them any more.
     """
 
     out: _Positional[pathlib.Path]
+    forget: Annotated[tuple[int, ...], _arg("N...", "none")] = ()
+
+
+def _is_reserved(name: str) -> bool:
+    # sbatch knows options by any beginning that tells them apart.
+    return name.startswith("ntasks") or any(one.startswith(name) for one in _RESERVED)
 
 
 def _written(name: str) -> str:

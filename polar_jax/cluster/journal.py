@@ -3,6 +3,7 @@
     OUT/cluster/<number>/request.json    what was asked: tasks, their shards, spec, resources
     OUT/cluster/<number>/jobs.json       what the scheduler took: its numbers of the tasks
     OUT/cluster/<number>/cancelled.json  there when it was cancelled
+    OUT/cluster/<number>/forgotten.json  there when its scheduler is gone, as a person said
     OUT/cluster/<number>/ends/<task>.json  how a task ended that did not end well
     OUT/cluster/<number>/logs/           what the tasks print
 
@@ -37,6 +38,7 @@ class Submission:
       request: what was asked, as `submission.request` makes it.
       jobs: task to the scheduler's number of it, for those that it took.
       cancelled: whether it was cancelled.
+      forgotten: whether its scheduler is gone, so that nobody is asked about it.
     """
 
     number: int
@@ -44,6 +46,7 @@ class Submission:
     request: Mapping[str, Any]
     jobs: Mapping[int, str]
     cancelled: bool
+    forgotten: bool = False
 
     @property
     def engine(self) -> str:
@@ -95,6 +98,10 @@ class Submission:
     def record_cancelled(self) -> None:
         """Keeps that it was cancelled."""
         _write(self.folder / "cancelled.json", {"time": now()})
+
+    def record_forgotten(self) -> None:
+        """Keeps that its scheduler is gone: whatever it had has ended."""
+        _write(self.folder / "forgotten.json", {"time": now()})
 
     def record_end(self, task: int, state: str, error: str) -> None:
         """Keeps how a task ended that did not end well.
@@ -198,10 +205,10 @@ def withdraw(submission: Submission) -> None:
 
 
 def attempts(submissions: Iterable[Submission]) -> collections.Counter[int]:
-    """How often each shard was handed over; what was cancelled does not count."""
+    """How often each shard was handed over; what was cancelled or forgotten does not count."""
     counts: collections.Counter[int] = collections.Counter()
     for one in submissions:
-        if not one.cancelled:
+        if not (one.cancelled or one.forgotten):
             counts.update(one.handed())
     return counts
 
@@ -242,6 +249,7 @@ def _load(out: pathlib.Path, number: int) -> Submission | None:
         request,
         {int(task): str(job) for task, job in jobs.items()},
         (folder / "cancelled.json").exists(),
+        (folder / "forgotten.json").exists(),
     )
 
 

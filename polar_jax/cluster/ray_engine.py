@@ -136,18 +136,25 @@ class _Starter:
         self._ray.actor.exit_actor()
 
     def _keep_going(self) -> None:
-        while True:
+        try:
+            while pending := self._start():
+                ended, _ = self._ray.wait(pending, num_returns=1, timeout=1.0)
+                for reference in ended:
+                    self._see_end(reference)
+        finally:
+            # Whatever happened here, tasks that nobody starts or sees the end of are not alive.
             with self._lock:
-                while self._waiting and len(self._started) < self._most:
-                    task = self._waiting.pop(0)
-                    self._started[self._remote.remote(task)] = task
-                pending = list(self._started)
-            if not pending:
-                break
-            ended, _ = self._ray.wait(pending, num_returns=1, timeout=1.0)
-            for reference in ended:
-                self._see_end(reference)
-        self._me.leave.remote()
+                self._waiting.clear()
+                self._started.clear()
+            self._me.leave.remote()
+
+    def _start(self) -> list[Any]:
+        """Starts as many tasks as may run; returns those that have not ended."""
+        with self._lock:
+            while self._waiting and len(self._started) < self._most:
+                task = self._waiting.pop(0)
+                self._started[self._remote.remote(task)] = task
+            return list(self._started)
 
     def _see_end(self, reference: Any) -> None:
         with self._lock:
@@ -158,7 +165,11 @@ class _Starter:
             # It said so itself, in its record.
             return
         except Exception as error:
-            with open(self._log(task), "a", encoding="utf-8") as file:
+            # A full disk costs the line, not the tasks that wait.
+            with (
+                contextlib.suppress(OSError),
+                open(self._log(task), "a", encoding="utf-8") as file,
+            ):
                 file.write(f"ray: {_one_line(error)}\n")
 
     def _log(self, task: Task) -> pathlib.Path:

@@ -6,6 +6,7 @@ clusters have none, and what is done is seen by files.
 
 import contextlib
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -25,6 +26,12 @@ SIGNAL = "USR2"
 # A task that is stopped at its limit has made progress, or gives up by itself.
 _TIMEOUTS = 10_000
 _SECONDS = 60.0
+# sbatch obeys these more than its script, scancel and squeue theirs as much as their options: one
+# of them makes an array of another size, a job of another name, a queue that shows a part. Dropped,
+# but for what tells who pays and where, and only where no option says it. SBATCH_CLUSTERS goes
+# too: squeue would not look there, while all commands follow SLURM_CLUSTERS alike.
+_MEDDLING = ("SBATCH_", "SQUEUE_", "SCANCEL_")
+_KEPT = ("partition", "account", "qos", "reservation")
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _WAITING = {
     *("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"),
@@ -74,17 +81,20 @@ def submit(
 ) -> None:
     """Submits arrays; `taken` hears of each as soon as Slurm has it."""
     submitit = _submitit()
+    num_taken = 0
     for part, group in _arrays(submission, tasks):
         executor = _executor(submission, part)
         try:
             # What sbatch complains of, submitit prints and raises.
-            with contextlib.redirect_stderr(io.StringIO()):
+            with _environment(submission), contextlib.redirect_stderr(io.StringIO()):
                 jobs = executor.submit_array(group)
         except (
             submitit.core.utils.FailedJobError,
             submitit.core.utils.FailedSubmissionError,
         ) as error:
-            raise EngineError(f"sbatch refused: {_one_line(str(error))}") from None
+            some = f"; {num_taken} of {len(tasks)} tasks were submitted" if num_taken else ""
+            raise EngineError(f"sbatch refused: {_one_line(str(error))}{some}") from None
+        num_taken += len(group)
         taken({task.number: job.job_id for task, job in zip(group, jobs, strict=True)})
 
 
@@ -102,7 +112,8 @@ def queue(submissions: Sequence[Submission]) -> Queue:
     )
     found: Queue = {}
     for line in shown.splitlines():
-        name, place, state, why = line.strip().split("|", 3)
+        # With several clusters, each has a line in front.
+        name, place, state, why = [*line.strip().split("|", 3), "", "", ""][:4]
         if name not in by_name or state not in _RUNNING | _WAITING:
             continue
         one, part = by_name[name]
@@ -154,7 +165,7 @@ def _executor(submission: Submission, part: int) -> "submitit.SlurmExecutor":
         "ntasks_per_node": 1,
         "cpus_per_task": given["cpus_per_task"],
         "gpus_per_task": given["gpus_per_task"] or None,
-        "mem": None if given["memory"] is None else f"{round(1024 * given['memory'])}M",
+        "mem": None if given["memory"] is None else f"{_mebibytes(given['memory'])}M",
         "partition": given["partition"],
         "account": given["account"],
         "qos": given["qos"],
@@ -169,6 +180,28 @@ def _executor(submission: Submission, part: int) -> "submitit.SlurmExecutor":
     }
     executor.update_parameters(**{name: one for name, one in wanted.items() if one is not None})
     return executor
+
+
+def _mebibytes(gibibytes: float) -> int:
+    # To Slurm 0 means all that the node has.
+    return max(1, round(1024 * gibibytes))
+
+
+@contextlib.contextmanager
+def _environment(submission: Submission) -> Iterator[None]:
+    """Keeps what sbatch obeys beside its script away, for as long as the block runs."""
+    given = submission.request["resources"]
+    asked = {name for name in _KEPT if given.get(name) is not None}
+    asked |= {option.partition("=")[0] for option in given["sbatch"]}
+    kept = {f"SBATCH_{name.upper()}" for name in _KEPT if name not in asked}
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(_MEDDLING) and name not in kept:
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ |= before
 
 
 def _arrays(submission: Submission, tasks: Sequence[Task]) -> Iterator[tuple[int, Sequence[Task]]]:
@@ -190,7 +223,14 @@ def _call(*words: str) -> str:
     if shutil.which(words[0]) is None:
         raise UnreachableError(f"there is no {words[0]!r} on the path; use a login node.")
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(
+            words,
+            env={name: text for name, text in os.environ.items() if not name.startswith(_MEDDLING)},
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         raise UnreachableError(f"Slurm did not answer within {_SECONDS:g} s.") from None
     if done.returncode:

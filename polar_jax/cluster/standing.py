@@ -5,9 +5,10 @@ knows, whose shards are neither done nor failed, is lost.
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from polar_jax.cluster import engines, journal
@@ -69,22 +70,32 @@ class Standing:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is queued or running, as far as is known."""
+        """Whether all is done, or nothing is queued or running as far as is known."""
+        if self.shards and self.count("done") == len(self.shards):
+            return True
         return not self.notes and not self.count("queued") and not self.count("running")
 
 
 class Reader:
     """Reads how a sweep stands, again and again; files that did not change are read once."""
 
-    def __init__(self, out: pathlib.Path, *, request: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        out: pathlib.Path,
+        *,
+        request: Mapping[str, Any] | None = None,
+        whole: bool = False,
+    ) -> None:
         """Reads nothing yet.
 
         Args:
           out: the sweep's folder.
           request: what is about to be submitted, for a folder that holds nothing yet.
+          whole: whether to judge shards by all their pages, not by their footers alone.
         """
         self._out = out
         self._request = request
+        self._whole = whole
         self._store: store.Store | None = None
 
     def read(self, *, sure: bool = False) -> Standing:
@@ -99,11 +110,17 @@ class Reader:
           EngineError: if `sure`, and a scheduler does not answer.
         """
         submissions = journal.read(self._out)
-        # Before the files: a task that ends in between is then done, not lost.
-        queue, notes, unknown = _queues(submissions, sure=sure)
+        folder = self._opened()
+        states = {} if folder is None else folder.states()
+        done = {index for index, state in states.items() if state == "done"}
+        # Before the files are looked at again: a task that ends in between is done, not lost.
+        queue, complaints = ask(unfinished(submissions, done))
+        if sure and complaints:
+            raise engines.UnreachableError("; ".join(told(complaints)))
+        notes = [f"what is queued is not known: {line}" for line in told(complaints)]
         folder = self._opened()
         facts = _facts(folder, submissions, self._request)
-        joined = _Joined(self._out, submissions, queue, unknown, folder)
+        joined = _Joined(self._out, submissions, queue, set(complaints), folder)
         shards = [joined.shard(index) for index in range(len(facts.decisions))]
         made, seconds = joined.stored()
         running = sum(one.state == "running" for one in shards)
@@ -120,7 +137,7 @@ class Reader:
     def _opened(self) -> store.Store | None:
         """The folder's store, which remembers footers; None before the first task started."""
         if self._store is None and (self._out / manifests.NAME).exists():
-            self._store = store.open_existing(self._out)
+            self._store = store.open_existing(self._out, whole=self._whole)
         return self._store
 
 
@@ -146,25 +163,69 @@ def _facts(
     return _Facts(manifest["title"] or manifest["name"], zeros, manifest["decisions"])
 
 
-def _queues(
-    submissions: Sequence[journal.Submission], *, sure: bool
-) -> tuple[engines.Queue, list[str], set[int]]:
-    """What all schedulers say, notes on those that do not answer, and whom they leave unknown."""
-    found: engines.Queue = {}
-    notes: list[str] = []
-    unknown: set[int] = set()
-    for name in engines.NAMES:
-        own = [one for one in submissions if one.engine == name]
-        if not own:
-            continue
+class Asked(NamedTuple):
+    """What schedulers say of some submissions.
+
+    Attributes:
+      queue: tasks that have not ended.
+      complaints: number of a submission to why its scheduler does not answer.
+    """
+
+    queue: engines.Queue
+    complaints: dict[int, str]
+
+
+def unfinished(
+    submissions: Sequence[journal.Submission], done: Collection[int]
+) -> list[journal.Submission]:
+    """Those with a shard that is not done; no scheduler need be asked about the others.
+
+    Args:
+      submissions: any.
+      done: shards that are done.
+    """
+    finished = set(done)
+    return [
+        one
+        for one in submissions
+        if not finished.issuperset(itertools.chain.from_iterable(one.tasks))
+    ]
+
+
+def ask(submissions: Sequence[journal.Submission]) -> Asked:
+    """Asks every scheduler; one that is gone says nothing about the others.
+
+    Args:
+      submissions: those to ask about; forgotten ones are left out.
+    """
+    queue: engines.Queue = {}
+    complaints: dict[int, str] = {}
+    groups: dict[tuple[str, Any], list[journal.Submission]] = {}
+    for one in submissions:
+        if not one.forgotten:
+            groups.setdefault((one.engine, one.request["address"]), []).append(one)
+    for (name, _), own in groups.items():
         try:
-            found |= engines.named(name).queue(own)
+            queue |= engines.named(name).queue(own)
         except engines.EngineError as error:
-            if sure:
-                raise
-            notes.append(f"what is queued is not known: {error}")
-            unknown |= {one.number for one in own}
-    return found, notes, unknown
+            complaints |= {one.number: str(error) for one in own}
+    return Asked(queue, complaints)
+
+
+def told(complaints: Mapping[int, str]) -> list[str]:
+    """Lines on schedulers that do not answer, those that complain alike in one.
+
+    Args:
+      complaints: number of a submission to why its scheduler does not answer.
+    """
+    alike: dict[str, list[int]] = {}
+    for number, text in complaints.items():
+        alike.setdefault(text.rstrip("."), []).append(number)
+    return [
+        f"{text} (submission {', '.join(map(str, numbers))}; if it is gone for good: `sweep "
+        f"cancel OUT --forget {' '.join(map(str, numbers))}`)"
+        for text, numbers in alike.items()
+    ]
 
 
 class _Joined:

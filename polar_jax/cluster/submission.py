@@ -1,13 +1,13 @@
 """What `sweep submit` hands over: the shards that are missing, in tasks of some each."""
 
-import getpass
 import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from polar_jax import processors
 from polar_jax.cluster import engines, journal, standing
 from polar_jax.cluster.commands import SweepSubmit
 from polar_jax.cluster.task import Task
@@ -24,6 +24,7 @@ class Chosen(NamedTuple):
     done: int
     alive: int  # queued or running
     exhausted: list[int]  # handed over as often as is allowed
+    tried: tuple[int, ...] = ()  # those of `shards` that were handed over before
 
 
 class Submitted(NamedTuple):
@@ -57,12 +58,13 @@ def shard_seconds_of(options: SweepSubmit, out: pathlib.Path) -> float | None:
     return options.shard_seconds or (None if stored is None else stored["shard_seconds"])
 
 
-def check_folder(plan: "Plan", out: pathlib.Path) -> None:
+def check_folder(plan: "Plan", out: pathlib.Path, *, portable: bool = False) -> None:
     """Sees that a folder is new, empty, or that of the same sweep.
 
     Args:
       plan: what is asked for.
       out: the folder; nothing in it is changed.
+      portable: whether its code is to be portable.
 
     Raises:
       StoreError: if it is not; it says in what they differ.
@@ -74,6 +76,7 @@ def check_folder(plan: "Plan", out: pathlib.Path) -> None:
         there = manifests.read(out)
         # Machines may differ: those of the tasks are compared when they start.
         machine = {**(there.get("machine") or {}), "jax_platform": plan.platform}
+        machine["code"] = processors.PORTABLE if portable else processors.NATIVE
         given = {
             **there,
             **plan.spec.describe(),
@@ -84,7 +87,7 @@ def check_folder(plan: "Plan", out: pathlib.Path) -> None:
         manifests.check_same(out, there, manifests.plain(given))
     elif journal.exists(out):
         for earlier in journal.read(out)[-1:]:
-            _check_request(plan, out, earlier.request)
+            _check_request(plan, out, earlier.request, portable=portable)
     elif out.exists() and (others := [name for name in os.listdir(out) if name]):
         raise store.StoreError(
             f"--out {str(out)!r} already holds files (such as {min(others)!r}) but no sweep; "
@@ -102,15 +105,23 @@ def request(plan: "Plan", options: SweepSubmit, out: pathlib.Path) -> dict[str, 
 
     Returns:
       Plain values, ready for JSON.
+
+    Raises:
+      ValueError: for portable code on something else than processors.
     """
     spec = plan.spec
     limit = options.memory_limit
+    # Also where the environment says so, as with `sweep run`.
+    portable = options.portable or processors.code() == processors.PORTABLE
+    if portable and plan.platform != "cpu":
+        raise ValueError(
+            f"--portable is about code for processors, and the plan is for {plan.platform}."
+        )
     return {
         "engine": options.engine,
         "address": options.address,
         "created": journal.now(),
         "host": files.this_process().host,
-        "user": getpass.getuser(),
         "spec": {
             "name": spec.name,
             "title": spec.title,
@@ -124,6 +135,7 @@ def request(plan: "Plan", options: SweepSubmit, out: pathlib.Path) -> dict[str, 
         "shard_seconds": plan.shard_seconds,
         "decisions": [shard.decisions for shard in plan.shards],
         "checkpoint_seconds": options.checkpoint_seconds,
+        "portable": portable,
         "memory_limit": None if limit is None else int(limit * 2**30),
         "max_attempts": options.max_attempts,
         "resources": {
@@ -159,19 +171,29 @@ def choose(found: standing.Standing, max_attempts: int) -> Chosen:
     exhausted = [one.index for one in rest if one.attempts >= max_attempts]
     left = [one.index for one in rest if one.attempts < max_attempts]
     alive = found.count("running") + found.count("queued")
-    return Chosen(left, found.count("done"), alive, exhausted)
+    tried = tuple(one.index for one in rest if 0 < one.attempts < max_attempts)
+    return Chosen(left, found.count("done"), alive, exhausted, tried)
 
 
-def grouped(shards: Sequence[int], per_task: int) -> list[list[int]]:
-    """Shards in tasks of so many each, in order."""
-    return [list(shards[i : i + per_task]) for i in range(0, len(shards), per_task)]
+def grouped(shards: Sequence[int], per_task: int, alone: Collection[int] = ()) -> list[list[int]]:
+    """Shards in tasks of so many each, in order.
+
+    Args:
+      shards: all of them.
+      per_task: how many a task runs, at least 1.
+      alone: shards that get a task of their own, behind the others.
+    """
+    single = set(alone)
+    rest = [index for index in shards if index not in single]
+    tasks = [rest[i : i + per_task] for i in range(0, len(rest), per_task)]
+    return [*tasks, *([index] for index in shards if index in single)]
 
 
 def submit(
     plan: "Plan",
     options: SweepSubmit,
     out: pathlib.Path,
-    prepare: Callable[[int | None], None],
+    prepare: Callable[..., None],
 ) -> Submitted:
     """Hands over what is missing and not already queued or running.
 
@@ -192,10 +214,10 @@ def submit(
     asked = request(plan, options, out)
     engine = engines.named(options.engine)
     asked |= engine.check(asked)
-    check_folder(plan, out)
+    check_folder(plan, out, portable=asked["portable"])
     _make(out)
     with journal.locked(out):
-        chosen = choose(standing.Reader(out, request=asked).read(sure=True), options.max_attempts)
+        chosen = _choose(out, asked)
         if not chosen.shards:
             return Submitted(None, chosen)
         asked |= _tasks(chosen, options, out, journal.next_number(out), asked)
@@ -208,8 +230,13 @@ def submit(
 
         try:
             engine.submit(submission, tasks, taken)
-        except BaseException:
-            journal.withdraw(submission)
+        except BaseException as error:
+            # An answer that got lost: the scheduler may have the tasks for all that.
+            doubt = "" if submission.jobs else _doubt(engine, submission)
+            if not doubt:
+                journal.withdraw(submission)
+            elif isinstance(error, engines.EngineError):
+                raise engines.EngineError(f"{str(error).rstrip('.')}; {doubt}") from None
             raise
     return Submitted(submission, chosen)
 
@@ -218,7 +245,7 @@ def preview(
     plan: "Plan",
     options: SweepSubmit,
     out: pathlib.Path,
-    prepare: Callable[[int | None], None],
+    prepare: Callable[..., None],
 ) -> tuple[Chosen, list[str]]:
     """What `submit` would hand over; writes and submits nothing.
 
@@ -234,8 +261,8 @@ def preview(
     asked = request(plan, options, out)
     engine = engines.named(options.engine)
     asked |= engine.check(asked)
-    check_folder(plan, out)
-    chosen = choose(standing.Reader(out, request=asked).read(sure=True), options.max_attempts)
+    check_folder(plan, out, portable=asked["portable"])
+    chosen = _choose(out, asked)
     if not chosen.shards:
         return chosen, []
     number = journal.next_number(out)
@@ -245,7 +272,28 @@ def preview(
     return chosen, engine.preview(submission, _made(submission, prepare))
 
 
-def _made(submission: journal.Submission, prepare: Callable[[int | None], None]) -> list[Task]:
+def _choose(out: pathlib.Path, asked: Mapping[str, Any]) -> Chosen:
+    """Picks the shards of a request; before a sweep counts as done, all its pages are read."""
+    for whole in (False, True):
+        found = standing.Reader(out, request=asked, whole=whole).read(sure=True)
+        chosen = choose(found, asked["max_attempts"])
+        if chosen.shards or chosen.alive or not chosen.done:
+            break
+    return chosen
+
+
+def _doubt(engine: engines.Engine, submission: journal.Submission) -> str:
+    """Why a submission that failed must stay on record; "" where the scheduler has nothing."""
+    number = submission.number
+    try:
+        if not engine.queue([submission]):
+            return ""
+    except engines.EngineError:
+        return f"whether the scheduler has submission {number} is not known, so its record stays"
+    return f"the scheduler has tasks of submission {number} all the same, so its record stays"
+
+
+def _made(submission: journal.Submission, prepare: Callable[..., None]) -> list[Task]:
     out, logged = submission.request["out"], submission.engine != "slurm"
     return [
         Task(out, submission.number, number, prepare, logged)
@@ -257,7 +305,8 @@ def _tasks(
     chosen: Chosen, options: SweepSubmit, out: pathlib.Path, number: int, asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The tasks of a request, and the name that the scheduler knows them by."""
-    tasks = grouped(chosen.shards, options.shards_per_task)
+    # What ended a task's process takes its other shards along: none is to suffer twice.
+    tasks = grouped(chosen.shards, options.shards_per_task, chosen.tried)
     arrays = -(-len(tasks) // asked["tasks_per_array"])
     if options.array_parallelism < arrays:
         raise ValueError(
@@ -282,18 +331,22 @@ def _stored(out: pathlib.Path) -> dict[str, Any] | None:
     return None
 
 
-def _check_request(plan: "Plan", out: pathlib.Path, earlier: Mapping[str, Any]) -> None:
+def _check_request(
+    plan: "Plan", out: pathlib.Path, earlier: Mapping[str, Any], *, portable: bool
+) -> None:
     """Sees that a folder in which no task has started yet was submitted for the same plan."""
     for name, here in (
         ("spec_hash", plan.spec.spec_hash),
         ("shard_seconds", plan.shard_seconds),
         ("platform", plan.platform),
         ("plan_hash", plan.plan_hash),
+        ("portable", portable),
     ):
-        if earlier[name] != here:
+        there = earlier.get(name, False)
+        if there != here:
             raise store.StoreError(
                 f"--out {str(out)!r} was submitted for another sweep: {name} is "
-                f"{str(earlier[name])[:12]} there, {str(here)[:12]} here. Use another --out."
+                f"{str(there)[:12]} there, {str(here)[:12]} here. Use another --out."
             )
 
 

@@ -54,7 +54,7 @@ class Task:
     out: str
     submission: int
     number: int
-    prepare: Callable[[int | None], None]
+    prepare: Callable[..., None]
     logged: bool = False
     fruitless: int = 0
     _work: "_Work | None" = dataclasses.field(default=None, init=False, repr=False)
@@ -90,6 +90,7 @@ class Task:
             return DelayedSubmission(self)
         work.end()
         if work.error is not None:
+            work.record("failed", _one_line(work.error))
             return None
         fruitless = 0 if work.has_stored() else self.fruitless + 1
         if fruitless >= MAX_FRUITLESS:
@@ -167,7 +168,7 @@ class _Work:
     def result(self) -> str:
         """What became of it: a line, or an exception."""
         if self.error is not None:
-            text = " ".join(str(self.error).split()) or type(self.error).__name__
+            text = _one_line(self.error)
             self.record("failed", text)
             print(f"error: {text}", flush=True)
             raise TaskError(text) from self.error
@@ -217,7 +218,7 @@ class _Work:
             self.outcome = run.execute(plan, self.out, how, view, stop)
 
 
-def planned(request: Mapping[str, Any], prepare: Callable[[int | None], None]) -> "Plan":
+def planned(request: Mapping[str, Any], prepare: Callable[..., None]) -> "Plan":
     """Plans a submission's sweep again, where it is computed.
 
     Args:
@@ -233,7 +234,8 @@ def planned(request: Mapping[str, Any], prepare: Callable[[int | None], None]) -
     if platform == "cpu":
         # Where a node has accelerators that the task was not given.
         jax.config.update("jax_platforms", "cpu")
-    prepare(request["resources"]["cpus_per_task"] if platform == "cpu" else None)
+    devices = request["resources"]["cpus_per_task"] if platform == "cpu" else None
+    prepare(devices, **({"portable": True} if request.get("portable") else {}))
     here = jax.devices()[0].platform
     if here != platform:
         raise TaskError(
@@ -272,13 +274,18 @@ def _stored(out: pathlib.Path, shards: list[int]) -> list[int]:
     try:
         folder = store.open_existing(out)
     except store.StoreError:
-        return []
+        # No manifest yet: that one is written is no progress.
+        return [0] * len(shards)
     found = []
     for index in shards:
         meta = folder.read_meta(index)
         done = folder.shard_path(index).exists()
         found.append(-1 if done else 0 if meta is None else meta["decisions"])
     return found
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextlib.contextmanager

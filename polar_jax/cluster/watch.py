@@ -148,7 +148,7 @@ def _queue_lines(found: Standing) -> list[str]:
         last = found.submissions[-1]
         told.append(
             f"last submission: number {last.number}, {last.engine}, {last.created[:16]} UTC"
-            f"{', cancelled' * last.cancelled}; logs in {last.logs}"
+            f"{', cancelled' * last.cancelled}{', forgotten' * last.forgotten}; logs in {last.logs}"
         )
     return told
 
