@@ -214,7 +214,14 @@ def test_the_command_says_in_one_line_that_a_figure_cannot_be_drawn(
     monkeypatch.setattr("polar_jax.sweep.load", lambda _: table, raising=False)
     monkeypatch.setattr(
         "polar_jax.sweep.status.read",
-        lambda _: {"done": 1, "shards": 1, "seconds": 1.0, "decisions": 1, "errors": {}},
+        lambda _: {
+            "done": 1,
+            "shards": 1,
+            "seconds": 1.0,
+            "decisions": 1,
+            "errors": {},
+            "mixed": [],
+        },
     )
 
     class Folder:

@@ -21,13 +21,8 @@ def chunk_sums(
 ) -> tuple[Array, Array]:
     """`metrics.chunk_sums`: same arguments, same results but for rounding.
 
-    Requests with times are measured by XLA: each waits for the one before.
+    Where requests have times XLA measures how long they wait, each for the one before.
     """
-    if rounds.arrival_gap is not None:
-        return metrics.chunk_sums(
-            *(rounds, decisions, inputs, oracle_set, backlog_ms, interval),
-            num_intervals=num_intervals,
-        )
     dtype = rounds.utility.dtype
     drawn = metrics.drawn_latency(rounds, decisions, inputs)
     nothing = jnp.zeros((1,), dtype)
@@ -49,4 +44,9 @@ def chunk_sums(
         predicted=rounds.benchmark is not None,
         drawn=drawn is not None,
     )
-    return sums, backlog_ms
+    if rounds.arrival_gap is None:
+        return sums, backlog_ms
+    parts, backlog_ms = metrics.round_parts(rounds, decisions, inputs, oracle_set, backlog_ms)
+    waiting = slice(metrics.PARTS.index("waiting_ms"), metrics.PARTS.index("waiting_ms") + 1)
+    waited = metrics.interval_sums(parts[:, waiting], interval, num_intervals=num_intervals)
+    return sums.at[:, :, waiting].set(waited), backlog_ms
