@@ -52,8 +52,10 @@ def _drawing(name: str, kernel: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", environments.NAMES)
-@pytest.mark.parametrize("sizes", [(15, 16, 32), (33, 18, 5), (3, 1, 1)])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [*((name, (7, 5, 5)) for name in environments.NAMES), ("clustered", (15, 16, 32))],
+)
 def test_streams_are_the_same_to_the_bit(name, sizes):
     num_adapters, dim, lanes = sizes
     env = environments.environment(name)
