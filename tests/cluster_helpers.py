@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 
 import interrupt_sweep
 
+from polar_jax.sweep import store
+
 SPEC = """
 title = "Small shards"
 [fixed]
@@ -70,11 +72,23 @@ def status(out: pathlib.Path, environment: Mapping[str, str]) -> str:
     return done.stdout
 
 
-def run_here(path: pathlib.Path, out: pathlib.Path, environment: Mapping[str, str]) -> None:
+def run_here(
+    path: pathlib.Path, out: pathlib.Path, environment: Mapping[str, str], *more: str
+) -> None:
     """Runs a sweep on this machine, to compare with."""
-    options = ("--out", out, "--shard-seconds", SHARD_SECONDS, "--no-report", "--quiet")
+    options = ("--out", out, "--shard-seconds", SHARD_SECONDS, "--no-report", "--quiet", *more)
     done = cli("sweep", "run", path, *options, environment=environment)
     assert done.returncode == 0, done.stderr
+
+
+def horizon_of(seconds: float, folder: pathlib.Path, environment: Mapping[str, str]) -> int:
+    """Requests that a task of one processor serves in so many seconds, on this machine now."""
+    path = spec(folder, shards=1, horizon=500_000)
+    # The second time its programs are compiled.
+    for name in ("first", "second"):
+        run_here(path, folder / name, environment, "--devices", "1")
+    facts = store.open_existing(folder / "second").read_facts(0)
+    return int(500_000 * seconds / facts["seconds"])
 
 
 def assert_same_bits(left: pathlib.Path, right: pathlib.Path, *, shards: int) -> None:

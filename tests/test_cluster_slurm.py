@@ -159,10 +159,11 @@ def test_preempted_and_cancelled_tasks_go_on_from_their_checkpoints(cluster, tmp
 
 
 def test_a_task_past_its_time_limit_is_queued_again_and_loses_nothing(cluster, tmp_path):
-    # Slurm looks at limits every 30 s: the signal comes 20 to 50 s after the start, when the work
-    # must have begun on a slow machine, and not be over on a fast one.
-    path, out = helpers.spec(tmp_path, shards=1, horizon=22 * LONG), tmp_path / "out"
-    more = ("--time", "1", "--signal-seconds", "40", "--checkpoint-seconds", "1000")
+    # Slurm looks at limits every 30 s and warns up to 30 s early: here 20 to 50 s after the start,
+    # when the work must have begun and not be over.
+    horizon = helpers.horizon_of(60.0, tmp_path, cluster.environment)
+    path, out = helpers.spec(tmp_path, shards=1, horizon=horizon), tmp_path / "out"
+    more = ("--time", "1", "--signal-seconds", "10", "--checkpoint-seconds", "1000")
     helpers.submit(path, out, *more, environment=cluster.environment)
     # Beside it, one that is never stopped, to compare with.
     helpers.submit(path, tmp_path / "undisturbed", environment=cluster.environment)
