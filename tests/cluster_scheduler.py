@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import cluster_helpers as helpers
+import pytest
 import sweep_helpers
 
 from polar_jax import terminal
@@ -12,6 +14,7 @@ from polar_jax.cluster.commands import SweepSubmit
 from polar_jax.cluster.engines import Alive, Engine, EngineError
 from polar_jax.cluster.task import Task
 from polar_jax.sweep import plan as plans
+from polar_jax.sweep import spec as specs
 from polar_jax.sweep import store
 
 
@@ -87,3 +90,15 @@ def finish(out: pathlib.Path, plan: plans.Plan, index: int) -> None:
     }
     opened = store.create_or_open(out, manifest)
     opened.write_shard(index, sweep_helpers.rows(index), sweep_helpers.FACTS)
+
+
+def in_place_of_all(monkeypatch: pytest.MonkeyPatch) -> Scheduler:
+    """A scheduler that whoever asks for an engine gets."""
+    made = Scheduler()
+    monkeypatch.setattr(engines, "named", lambda _: made.engine())
+    return made
+
+
+def four_shards(folder: pathlib.Path) -> plans.Plan:
+    """The plan of a sweep of four shards, whose spec lies in `folder`."""
+    return plans.make(specs.read(helpers.spec(folder, shards=4)), shard_seconds=0.001)

@@ -2,30 +2,25 @@
 
 import dataclasses
 
-import cluster_helpers as helpers
 import pytest
-from cluster_scheduler import Scheduler, finish, states, submit
+from cluster_scheduler import Scheduler, finish, four_shards, in_place_of_all, states, submit
 
 from polar_jax import cli
 from polar_jax.cluster import engines, journal, standing
 from polar_jax.cluster.engines import EngineError
 from polar_jax.sweep import plan as plans
-from polar_jax.sweep import spec as specs
 
 
 @pytest.fixture
 def scheduler(monkeypatch: pytest.MonkeyPatch) -> Scheduler:
     """The scheduler, in the place of all others."""
-    made = Scheduler()
-    monkeypatch.setattr(engines, "named", lambda _: made.engine())
-    return made
+    return in_place_of_all(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> plans.Plan:
     """A sweep of four shards."""
-    path = helpers.spec(tmp_path_factory.mktemp("spec"), shards=4)
-    return plans.make(specs.read(path), shard_seconds=0.001)
+    return four_shards(tmp_path_factory.mktemp("spec"))
 
 
 def test_a_scheduler_that_does_not_answer_makes_nothing_lost(tmp_path, plan, scheduler):

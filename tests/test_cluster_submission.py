@@ -4,34 +4,37 @@ import dataclasses
 import io
 import pathlib
 
-import cluster_helpers as helpers
 import pytest
 import sweep_helpers
-from cluster_scheduler import Scheduler, finish, options, states, submit
+from cluster_scheduler import (
+    Scheduler,
+    finish,
+    four_shards,
+    in_place_of_all,
+    options,
+    states,
+    submit,
+)
 from rich.console import Console
 
 from polar_jax import cli, terminal
-from polar_jax.cluster import engines, journal, standing, submission, watch
+from polar_jax.cluster import journal, standing, submission, watch
 from polar_jax.cluster.engines import Alive, EngineError
 from polar_jax.cluster.task import MAX_FRUITLESS, Task, TaskError, planned
 from polar_jax.sweep import plan as plans
-from polar_jax.sweep import spec as specs
 from polar_jax.sweep import store
 
 
 @pytest.fixture
 def scheduler(monkeypatch: pytest.MonkeyPatch) -> Scheduler:
     """The scheduler, in the place of all others."""
-    made = Scheduler()
-    monkeypatch.setattr(engines, "named", lambda _: made.engine())
-    return made
+    return in_place_of_all(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> plans.Plan:
     """A sweep of four shards."""
-    path = helpers.spec(tmp_path_factory.mktemp("spec"), shards=4)
-    return plans.make(specs.read(path), shard_seconds=0.001)
+    return four_shards(tmp_path_factory.mktemp("spec"))
 
 
 def test_only_what_is_missing_and_not_queued_is_handed_over(tmp_path, plan, scheduler):

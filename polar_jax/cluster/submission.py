@@ -88,7 +88,7 @@ def check_folder(plan: "Plan", out: pathlib.Path, *, portable: bool = False) -> 
     elif journal.exists(out):
         for earlier in journal.read(out)[-1:]:
             _check_request(plan, out, earlier.request, portable=portable)
-    elif out.exists() and (others := [name for name in os.listdir(out) if name]):
+    elif out.exists() and (others := os.listdir(out)):
         raise store.StoreError(
             f"--out {str(out)!r} already holds files (such as {min(others)!r}) but no sweep; "
             "allowed are a new or empty folder, or that of the same sweep."
@@ -211,10 +211,7 @@ def submit(
       StoreError: if the folder holds something else, or another call is at work on it.
       OSError: if the folder cannot be written to.
     """
-    asked = request(plan, options, out)
-    engine = engines.named(options.engine)
-    asked |= engine.check(asked)
-    check_folder(plan, out, portable=asked["portable"])
+    engine, asked = _checked(plan, options, out)
     _make(out)
     with journal.locked(out):
         chosen = _choose(out, asked)
@@ -258,10 +255,7 @@ def preview(
     Returns:
       The choice, and lines that show what the scheduler would get.
     """
-    asked = request(plan, options, out)
-    engine = engines.named(options.engine)
-    asked |= engine.check(asked)
-    check_folder(plan, out, portable=asked["portable"])
+    engine, asked = _checked(plan, options, out)
     chosen = _choose(out, asked)
     if not chosen.shards:
         return chosen, []
@@ -270,6 +264,17 @@ def preview(
     folder = out / journal.FOLDER / str(number)
     submission = journal.Submission(number, folder, asked, {}, False)
     return chosen, engine.preview(submission, _made(submission, prepare))
+
+
+def _checked(
+    plan: "Plan", options: SweepSubmit, out: pathlib.Path
+) -> tuple[engines.Engine, dict[str, Any]]:
+    """The scheduler and the request, without tasks, where both and the folder agree."""
+    asked = request(plan, options, out)
+    engine = engines.named(options.engine)
+    asked |= engine.check(asked)
+    check_folder(plan, out, portable=asked["portable"])
+    return engine, asked
 
 
 def _choose(out: pathlib.Path, asked: Mapping[str, Any]) -> Chosen:
