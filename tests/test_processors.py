@@ -156,8 +156,10 @@ def run(out: pathlib.Path, *more: str, cpu: str = "", **env: str) -> polars.Data
 @pytest.mark.parametrize("kernel", ["xla", "native"])
 def test_portable_code_gives_the_bits_of_a_lesser_processor(tmp_path, kernel):
     if emulator is None:
+        # One machine is one processor; another one has to be emulated.
         pytest.skip("qemu-x86_64 (package qemu-user) is not installed")
     if kernel == "native" and native_build.native().reason:
+        # Without a compiler there is no native code to compare.
         pytest.skip(f"no native kernel: {native_build.native().reason}")
     env = {"POLAR_JAX_KERNEL": kernel}
     here = run(tmp_path / "here", "--portable", **env)
