@@ -1,0 +1,103 @@
+"""What random numbers and figures cost beside the router, with XLA and with the native library.
+
+Usage, from the repository's root::
+
+    python tests/bench/parts_of_a_run.py            # the figures of docs/performance.md
+    python tests/bench/parts_of_a_run.py --small    # a quick look
+
+Draws the requests of a chunk and sums up the figures of one that was served, as `polar-jax run`
+does, in turns, and prints a Markdown table of nanoseconds per decision and core (medians).
+"""
+
+import argparse
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from polar_jax import epochs, kernels, lane_calls, lanes, manifest, programs
+from polar_jax.bench import engine
+
+SHAPES = (lanes.Shape(15, 16), lanes.Shape(64, 32))
+POLICY, ROUNDS = "lru", 1_024
+NAMES = ("xla", "native")
+
+
+def drawing(shape: lanes.Shape, num_lanes: int, place: programs.Placement) -> dict[str, Any]:
+    """Calls that draw a chunk of a clustered stream, by kernel."""
+    exp = engine.experiment(shape, [POLICY], num_lanes=num_lanes, horizon=ROUNDS)
+    env, params = exp.environment, exp.environment_params
+    keys = jax.vmap(lane_calls.stream_key, (None, 0))(jnp.int32(0), jnp.arange(num_lanes))
+    whole = {"active": jnp.ones(shape[0], bool), "features": jnp.ones(shape[1], bool)}
+    instance = jax.jit(jax.vmap(lambda key: env.instance(key, params, **whole)))(keys)
+    lanes_of = place.lanes((keys, instance))
+    calls = {}
+    for name in NAMES:
+        needs = lane_calls.Needs(latency=False, reservoir=False, bits=False)
+        draw = functools.partial(lane_calls.draw, env, needs, ROUNDS, jnp.float32, name)
+        call = programs.over_lanes(draw, place.mesh, lanes=2, shared=3)
+        calls[name] = functools.partial(call, *lanes_of, params, jnp.int32(1), ())
+    return calls
+
+
+def summing(shape: lanes.Shape, num_lanes: int, place: programs.Placement) -> dict[str, Any]:
+    """Calls that sum up the figures of a chunk, by kernel, after a policy has served it."""
+    ready = engine.Ready(shape, num_lanes, ROUNDS, [POLICY])
+    ready.compile("native", kernels.run_rounds("native"), POLICY)
+    ready.serve("native", POLICY, ready.rounds)
+    wave = ready.waves[0]
+    oracle_set = wave.carry[0][0].resident
+    # A mark every 100 rounds, as in the middle of a run.
+    interval = jnp.arange(ready.rounds, dtype=jnp.int32) // 100
+
+    def sums(kernel: str, rounds: Any, decisions: Any, inputs: Any, held: Any, at: Any) -> Any:
+        return kernels.chunk_sums(kernel)(
+            *(rounds, decisions, inputs, held, jnp.zeros((), jnp.float32), at),
+            num_intervals=epochs.NUM_INTERVALS,
+        )[0]
+
+    given = (wave.rounds, wave.carry[0][1], wave.inputs, oracle_set, interval)
+    over = functools.partial(programs.over_lanes, mesh=place.mesh, lanes=4, shared=1)
+    return {name: functools.partial(over(functools.partial(sums, name)), *given) for name in NAMES}
+
+
+def measure(calls: dict[str, Callable[[], Any]], decisions: int, repeats: int) -> list[str]:
+    """Nanoseconds per decision and core of each call, sampled in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for name in calls:
+        jax.block_until_ready(calls[name]())
+    for _ in range(repeats):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds[name].append(time.perf_counter() - began)
+    cores = len(jax.devices())
+    return [f"{1e9 * cores * statistics.median(seconds[name]) / decisions:.0f}" for name in NAMES]
+
+
+def main(words: list[str]) -> int:
+    """Measures and prints; the exit code."""
+    parser = argparse.ArgumentParser(description="What is beside the router in a run.")
+    parser.add_argument("--small", action="store_true", help="one shape, few samples")
+    options = parser.parse_args(words)
+    jax.config.update("jax_num_cpu_devices", manifest.usable_cores())
+    kernels.check("parts_of_a_run", "native", "cpu")
+    print("| (N, d) | part | xla | native |\n|---|---|---|---|")
+    for shape in SHAPES[:1] if options.small else SHAPES:
+        tile = programs.tile_width(shape, "cpu")
+        place = programs.place(len(jax.devices()), None)
+        num_lanes = tile * place.num_devices
+        for part, make in (("random numbers", drawing), ("figures", summing)):
+            calls = make(shape, num_lanes, place)
+            told = measure(calls, num_lanes * ROUNDS, 5 if options.small else 41)
+            print(f"| ({shape[0]}, {shape[1]}) | {part} | {' | '.join(told)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
