@@ -1,6 +1,8 @@
 """JAX in strict mode for every test; two host devices, as on the machines we test on."""
 
+import contextlib
 import gc
+import importlib
 from collections.abc import Iterator
 
 import jax
@@ -11,6 +13,10 @@ from polar_jax import programs
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# It sets logging up when it is first imported, and closes every handler that is there: within a
+# test these are pytest's, and all tests after it would fail.
+with contextlib.suppress(ImportError):
+    importlib.import_module("submitit")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -20,11 +20,11 @@ from jax import Array
 from polar_jax import checks, metrics, simulate
 from polar_jax.kernels import (
     blocked_rounds,
-    native_bits,
     native_build,
     native_metrics,
     native_rounds,
     pallas_rounds,
+    random_bits,
 )
 from polar_jax.types import Rule
 
@@ -127,10 +127,10 @@ def chunk_sums(name: str) -> Callable[..., Any]:
 
 
 def keys(name: str, key: Array) -> Array:
-    """Keys of the same random numbers, drawn as a kernel draws them.
+    """Keys of the same random numbers, to the bit, drawn as a kernel draws them.
 
     Args:
       name: the run's kernel.
       key: threefry keys of any shape.
     """
-    return native_bits.faster(key) if name == "native" else key
+    return random_bits.apart(key, native=name == "native")

@@ -1,4 +1,4 @@
-// JAX's threefry bits as a custom call; `native_bits.py` is its other half.
+// JAX's threefry bits as a custom call; `random_bits.py` is its other half.
 #include "ffi.h"
 
 namespace polar {
