@@ -5,8 +5,8 @@ call; it is data of the compiled program, never part of it.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -117,7 +117,8 @@ NUM_INTERVALS = 67
 MAX_HORIZONS = 48
 
 
-def curve_rounds(horizon: int, shorter: Sequence[int] = ()) -> np.ndarray:
+@functools.lru_cache(maxsize=64)  # asked for at every chunk
+def curve_rounds(horizon: int, shorter: tuple[int, ...] = ()) -> np.ndarray:
     """Rounds (counted from 1) at which curves are recorded: 64 log-spaced, T/16, T/4, T.
 
     Args:
@@ -125,7 +126,7 @@ def curve_rounds(horizon: int, shorter: Sequence[int] = ()) -> np.ndarray:
       shorter: up to 48 more rounds to record, each in place of a log-spaced one.
 
     Returns:
-      `[P]` int64, increasing, `P <= NUM_INTERVALS`; the last is `horizon`.
+      `[P]` int64, increasing, `P <= NUM_INTERVALS`, not to be written to; the last is `horizon`.
 
     Raises:
       ValueError: for too many, or rounds outside `[1, T]`.
@@ -136,7 +137,9 @@ def curve_rounds(horizon: int, shorter: Sequence[int] = ()) -> np.ndarray:
         )
     spaced = np.rint(np.geomspace(1, horizon, 64 - len(shorter))).astype(np.int64)
     quarters = [max(1, horizon // 16), max(1, horizon // 4), horizon, *shorter]
-    return np.unique(np.clip(np.concatenate([spaced, quarters]), 1, horizon))
+    marks = np.unique(np.clip(np.concatenate([spaced, quarters]), 1, horizon))
+    marks.setflags(write=False)
+    return marks
 
 
 def chunk_clock(

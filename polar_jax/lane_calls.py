@@ -17,7 +17,6 @@ from polar_jax import (
     cache_search,
     capacity,
     checks,
-    draws,
     environments,
     epochs,
     kernels,
@@ -159,7 +158,7 @@ def sizes(problem: Problem, shape: Shape, dtype: Any) -> Sizes:
 
 
 def _lane_inputs(
-    key: Array, costs: dict[str, Array], active: Array, own: Sizes, dtype: Any
+    key: Array, costs: dict[str, Array], active: Array, counted: Array, own: Sizes, dtype: Any
 ) -> LaneInputs:
     drawn = paging.draw_synthetic_cost(
         jax.random.fold_in(key, _COST_STREAM),
@@ -180,6 +179,7 @@ def _lane_inputs(
         num_features=own.context_dim,
         samples_ms=costs["samples_ms"],
         sample_count=costs["sample_count"],
+        counted=counted,
         room=own.room,
     )
 
@@ -237,6 +237,7 @@ def setup(
     base_seed: Array,
     params: Any,
     costs: dict[str, Array],
+    counted: Array,
     own: Sizes,
     data: Any,
 ) -> Setup:
@@ -246,28 +247,24 @@ def setup(
     active = jnp.arange(shape.num_adapters, dtype=jnp.int32) < own.num_adapters
     features = jnp.arange(shape.context_dim, dtype=jnp.int32) < own.context_dim
     instance = env.instance(key, params, active=active, features=features)
-    inputs = _lane_inputs(key, costs, active, own, dtype)
+    inputs = _lane_inputs(key, costs, active, counted, own, dtype)
     return Setup(key, jax.random.fold_in(key, _ORACLE_STREAM), instance, inputs)
 
 
 def draw(
     env: Environment,
     needs: Needs,
-    num_rounds: int,
     dtype: Any,
     kernel: str,
     key: Array,
     instance: Any,
     params: Any,
-    first_block: Array,
+    block: Array,
     data: Any,
 ) -> Rounds:
-    """The `num_rounds` rounds of a chunk, whole blocks, cast to the run's dtype."""
+    """The rounds of a block, cast to the run's dtype."""
     params = replay_streams.joined(params, data)
-    key = kernels.keys(kernel, key)
-    blocks = first_block + jnp.arange(num_rounds // draws.BLOCK, dtype=jnp.int32)
-    drawn = jax.vmap(lambda block: env.rounds(key, params, instance, block))(blocks)
-    rounds: Rounds = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), drawn)
+    rounds = env.rounds(kernels.keys(kernel, key), params, instance, block)
     unread = {
         "latency_uniform": needs.latency,
         "reservoir_slot": needs.reservoir,

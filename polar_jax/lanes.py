@@ -182,14 +182,14 @@ class _Run:
     def _inputs(self, wave: int) -> programs.WaveInputs:
         """A wave's inputs on the devices; copies of the last lane fill it up."""
         lanes = np.arange(wave * self._width, (wave + 1) * self._width)
+        counted = lanes < self.seed.size
         lanes = np.minimum(lanes, self.seed.size - 1)
         cell = self.cell[lanes]
         base, stream, costs, data = jax.tree.map(lambda values: values[cell], self.cells)
-        own = self.place.lanes((self.seed[lanes], base, stream, costs, data))
+        own = self.place.lanes((self.seed[lanes], base, stream, costs, counted, data))
         sizes, replayed, *tables = self.shared
         return programs.WaveInputs(
-            *own[:4],
-            data=own[4],
+            *own,
             sizes=sizes,
             replayed=replayed,
             oracle_subsets=tables[0],
@@ -262,7 +262,7 @@ class _Run:
         inputs = tile.inputs
         tile.setup = self._settled(
             self.calls.setup(
-                *(inputs.seed, inputs.base_seed, inputs.stream, inputs.costs),
+                *(inputs.seed, inputs.base_seed, inputs.stream, inputs.costs, inputs.counted),
                 *(inputs.sizes, inputs.replayed),
             )
         )
@@ -301,8 +301,9 @@ class _Run:
 
     def _draw(self, tile: WaveState, key: Array, block: np.int32) -> Any:
         """The rounds of a chunk."""
-        stream, replayed = tile.inputs.stream, tile.inputs.replayed
-        return self.calls.draw(key, tile.setup.instance, stream, block, replayed)
+        given = tile.inputs
+        lanes = (given.counted, key, tile.setup.instance, given.stream)
+        return self.calls.draw(*lanes, block, given.replayed)
 
     def _call(self, tile: WaveState, number: int, first: int, clocks: Sequence[Any]) -> None:
         """One policy through one chunk."""

@@ -1,4 +1,4 @@
-"""Compiled programs over many lanes: the only place with `jit`, lane `vmap` and devices.
+"""Compiled programs over many lanes: what is compiled, for which devices, with what memory.
 
 A *tile* is the fixed number of lanes that one device runs side by side; since `vmap` over
 another width may round differently, a lane's result depends on the width alone, and the
@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from polar_jax import chunks, draws, kernels, lane_calls, oracles, paging, processes
+from polar_jax import chunks, draws, kernels, lane_calls, lane_maps, oracles, paging, processes
 from polar_jax.lane_calls import Experiment, Needs, Setup, Shape
 from polar_jax.types import ChunkClock, LaneState, Rounds
 
@@ -27,7 +27,6 @@ _TILE_ACCELERATOR = 4_096
 # A tile's state and one chunk of its rounds must fit in this many bytes.
 _TILE_BYTES = {"cpu": 2**30}
 _TILE_BYTES_ACCELERATOR = 8 * 2**30
-_LANES, _SHARED = PartitionSpec("lanes"), PartitionSpec()
 # Run once per seed, so compiling it fast is worth more than running it fast.
 _QUICK_COMPILE = {"cpu": {"xla_backend_optimization_level": 1}}
 # A host that waits for every call leaves nothing to overlap; accelerators keep a queue.
@@ -90,11 +89,11 @@ class Placement(NamedTuple):
 
     def lanes(self, values: Any) -> Any:
         """Spreads arrays with a lane axis over the devices."""
-        return processes.put(values, NamedSharding(self.mesh, _LANES))
+        return processes.put(values, NamedSharding(self.mesh, lane_maps.LANES))
 
     def shared(self, values: Any) -> Any:
         """Copies arrays to every device: a call that is handed host arrays does so each time."""
-        return processes.put(values, NamedSharding(self.mesh, _SHARED))
+        return processes.put(values, NamedSharding(self.mesh, lane_maps.SHARED))
 
     def host(self, values: Array) -> np.ndarray:
         """An array with a lane axis on the host, whichever processes have its parts."""
@@ -102,7 +101,7 @@ class Placement(NamedTuple):
 
     def shapes(self, function: Any, args: tuple[Any, ...]) -> Any:
         """Shapes of what a program over lanes returns, spread over the devices."""
-        sharding = NamedSharding(self.mesh, _LANES)
+        sharding = NamedSharding(self.mesh, lane_maps.LANES)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             jax.eval_shape(function, *args),
@@ -161,24 +160,6 @@ def _compiled(program: Program) -> Any:
     return _COMPILED[name]
 
 
-def over_lanes(
-    function: Callable[..., Any], mesh: Mesh, *, lanes: int, shared: int, donate: bool = False
-) -> Any:
-    """`jit` of `function` over the lanes of every device's tile.
-
-    Args:
-      function: of one lane.
-      mesh: the devices.
-      lanes: how many of its first arguments have a lane axis.
-      shared: how many of its last arguments are the same for all.
-      donate: whether its first argument's memory may be reused.
-    """
-    mapped = jax.vmap(function, in_axes=(0,) * lanes + (None,) * shared)
-    specs = (_LANES,) * lanes + (_SHARED,) * shared
-    sharded = jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=_LANES, check_vma=False)
-    return jax.jit(sharded, donate_argnums=(0,) if donate else ())
-
-
 class WaveInputs(NamedTuple):
     """What a wave is given: arrays with a lane axis, then arrays that all lanes share."""
 
@@ -186,6 +167,7 @@ class WaveInputs(NamedTuple):
     base_seed: Any  # [L] int32
     stream: Any  # environment constants, [L] each
     costs: dict[str, Any]  # lane_calls.cost_arrays, [L, ...] each
+    counted: Any  # [L] bool, False for copies of the last lane that fill up its tile
     data: list[Any]  # lane_calls.PolicyData per policy, [L, ...] each
     sizes: Any  # lane_calls.Sizes
     replayed: Any  # replay_streams.ReplayData, () where the stream is synthetic
@@ -228,18 +210,22 @@ class Family:
 
         def over(function: Callable[..., Any], *fixed: Any, **axes: Any) -> Callable[[], Any]:
             bound = functools.partial(function, *fixed)
-            return functools.partial(over_lanes, bound, mesh, **axes)
+            return functools.partial(lane_maps.over_lanes, bound, mesh, **axes)
 
-        setup = over(lane_calls.setup, env, shape, dtype, lanes=4, shared=2)
+        setup = over(lane_calls.setup, env, shape, dtype, lanes=5, shared=2)
         setup_args = (
-            *(inputs.seed, inputs.base_seed, inputs.stream, inputs.costs),
+            *(inputs.seed, inputs.base_seed, inputs.stream, inputs.costs, inputs.counted),
             *(inputs.sizes, inputs.replayed),
         )
         fixed = self._placement.shapes(setup(), setup_args)
-        draw = over(
-            *(lane_calls.draw, env, self.needs, self._chunk, dtype, self.kernel), lanes=3, shared=2
+        block = functools.partial(lane_calls.draw, env, self.needs, dtype, self.kernel)
+        draw = functools.partial(
+            lane_maps.over_blocks, block, mesh, num_blocks=self._chunk // draws.BLOCK
         )
-        draw_args = (fixed.key, fixed.instance, inputs.stream, np.int32(0), inputs.replayed)
+        draw_args = (
+            *(inputs.counted, fixed.key, fixed.instance, inputs.stream),
+            *(np.int32(0), inputs.replayed),
+        )
         rounds = self._placement.shapes(draw(), draw_args)
         pick = over(lane_calls.pick, lanes=2, shared=2, donate=True)
         sample = self.sample_shape(inputs.seed.size)
@@ -284,7 +270,7 @@ class Family:
         return jax.ShapeDtypeStruct(
             (num_lanes, rows, exp.compiled_shape.num_adapters),
             jnp.dtype(exp.dtype),
-            sharding=NamedSharding(self._placement.mesh, _LANES),
+            sharding=NamedSharding(self._placement.mesh, lane_maps.LANES),
         )
 
     def compile(
@@ -415,7 +401,7 @@ def _wave_bytes(programs: Sequence[Program], compiled: Sequence[Any]) -> int:
     """Memory of a wave: all policies' states, one chunk of rounds, the largest call's own."""
     states = sum(_nbytes(program.args[0]) for program in programs[5::2])
     # A replay's data lies on the device once, however many waves there are.
-    rounds = _nbytes(programs[5].args[3]) + _nbytes(programs[1].args[4])
+    rounds = _nbytes(programs[5].args[3]) + _nbytes(programs[1].args[5])
     own = [_own_bytes(one) for one in compiled]
     return states + rounds + max(own)
 

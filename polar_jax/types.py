@@ -187,6 +187,7 @@ class LaneInputs(flax.struct.PyTreeNode):
     num_features: Array  # [] int32, features that do not fill up a shape
     samples_ms: Array  # [N, S] float32, measured latencies, S = 0 for none
     sample_count: Array  # [N] int32, how many of the S are measured
+    counted: Array  # [] bool, False for a copy that only fills up a tile: it need not be served
     room: Room | None = None  # what limits the set where sizes differ, in place of the slots
 
 

@@ -75,6 +75,7 @@ def make_lane(shape: Shape, *, slots: int, active: int, features: int, rng: Any)
         num_features=jnp.asarray(features, jnp.int32),
         samples_ms=jnp.zeros((shape.adapters, 0), jnp.float32),
         sample_count=jnp.ones((shape.adapters,), jnp.int32),
+        counted=jnp.asarray(True),
     )
     params = jax.tree.map(jnp.asarray, policy.params)
     return simulate.Lane(policy.rule, params, inputs, jnp.asarray([0]), (), shape.binary)

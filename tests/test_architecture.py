@@ -27,7 +27,16 @@ LAYERS = {
     ),
     4: ("policies",),
     5: ("simulate", "kernels"),
-    6: ("chunks", "lane_calls", "lanes", "processes", "programs", "results", "snapshots"),
+    6: (
+        "chunks",
+        "lane_calls",
+        "lane_maps",
+        "lanes",
+        "processes",
+        "programs",
+        "results",
+        "snapshots",
+    ),
     8: (
         "cli",
         "bench_cli",
@@ -140,10 +149,10 @@ def test_the_engine_needs_only_its_own_packages(path):
     assert others <= set(sys.stdlib_module_names)
 
 
-def test_compilation_and_devices_are_decided_in_one_module():
+def test_compilation_and_devices_are_decided_in_two_modules():
     words = ("jax.jit", "jax.pmap", "shard_map", "jax.sharding", "donate_arg")
     using = {path.stem for path in MODULES for word in words if word in path.read_text("utf-8")}
-    assert using == {"programs"}
+    assert using == {"programs", "lane_maps"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

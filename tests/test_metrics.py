@@ -45,6 +45,7 @@ def test_parts_add_up_and_losses_are_never_negative(seed: int, scale: float, slo
         num_features=jnp.int32(1),
         samples_ms=jnp.zeros((N, 0), jnp.float32),
         sample_count=jnp.ones(N, jnp.int32),
+        counted=jnp.asarray(True),
     )
     table = np.asarray(_parts(rounds, decisions, inputs, oracle_set, jnp.float32(0))[0], np.float64)
     part: dict[str, np.ndarray] = {

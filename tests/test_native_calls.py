@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polar_jax import draws, environments, epochs, kernels, lane_calls, metrics
+from polar_jax import draws, environments, epochs, kernels, lane_calls, lane_maps, metrics, programs
 from polar_jax.kernels import native_build, native_metrics, random_bits
 from polar_jax.types import Decisions, LaneInputs, Rounds
 
@@ -53,8 +53,8 @@ def test_bits_of_other_widths_and_other_uses_of_a_key_are_jaxs(dtype, native):
 def _drawing(name: str, kernel: str) -> Any:
     env = environments.environment(name)
     needs = lane_calls.Needs(True, True, True)
-    draw = functools.partial(lane_calls.draw, env, needs, ROUNDS, jnp.float32, kernel)
-    return jax.jit(jax.vmap(draw, (0, 0, None, None, None)))
+    draw = functools.partial(lane_calls.draw, env, needs, jnp.float32, kernel)
+    return lane_maps.over_blocks(draw, programs.place(1, 1).mesh, num_blocks=BLOCKS)
 
 
 @pytest.mark.slow
@@ -70,7 +70,8 @@ def test_streams_are_the_same_to_the_bit(name, sizes):
     keys = jax.vmap(lane_calls.stream_key, (None, 0))(jnp.int32(0), jnp.arange(lanes))
     whole = {"active": jnp.ones(num_adapters, bool), "features": jnp.ones(dim, bool)}
     instance = jax.vmap(lambda key: env.instance(key, params, **whole))(keys)
-    given = keys, instance, params, jnp.int32(2), ()
+    params = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *jnp.shape(x))), params)
+    given = jnp.ones(lanes, bool), keys, instance, params, jnp.int32(2), ()
     expected, got = (_drawing(name, kernel)(*given) for kernel in _KERNELS)
     assert expected.context.shape == (lanes, ROUNDS, dim)
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
@@ -116,6 +117,7 @@ def _case(
         num_features=jnp.int32(1),
         samples_ms=jnp.asarray(rng.random((num_adapters, 9 * samples)), jnp.float32),
         sample_count=jnp.full(num_adapters, 9, jnp.int32),
+        counted=jnp.asarray(True),
     )
     interval = np.sort(rng.integers(0, epochs.NUM_INTERVALS, ROUNDS))
     interval[-100:] = -1
@@ -143,13 +145,14 @@ def test_sums_are_those_of_metrics(num_adapters, kind):
 def test_sums_of_float32_are_within_its_rounding_and_lanes_do_not_meet():
     one = _case(7)
     other = (*one[:3], ~one[3], *one[4:])
-    # The second is a copy of the first, the last another one after a stranger.
-    order = (one, one, other, one)
+    left_out = (*one[:2], one[2].replace(counted=jnp.asarray(False)), *one[3:])
+    order = (one, left_out, other, one)
     lanes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *order)
     bound = functools.partial(native_metrics.chunk_sums, num_intervals=epochs.NUM_INTERVALS)
     got, _ = jax.jit(jax.vmap(bound))(*lanes)
     for lane, case in zip(np.asarray(got), order, strict=True):
         expected, _ = _sums(metrics.chunk_sums, case)
+        expected = expected if case[2].counted else np.zeros_like(expected)
         np.testing.assert_allclose(lane, expected, rtol=1e-5, atol=1e-4)
     assert not np.array_equal(got[0], got[2])
     np.testing.assert_array_equal(got[0], got[3])

@@ -13,6 +13,7 @@ from polar_jax import (
     chunks,
     environments,
     lane_calls,
+    lane_maps,
     lanes,
     policies,
     programs,
@@ -165,9 +166,10 @@ class Ready:
 
         # Copies of the last lane fill a tile up, as in a run.
         seeds = np.arange(number * width, (number + 1) * width, dtype=np.int32)
+        counted = seeds < self.num_lanes
         seeds = np.minimum(seeds, np.int32(self.num_lanes - 1))
-        same = jax.tree.map(spread, (np.int32(0), stream, costs, data))
-        own = place.lanes((seeds, *same))
+        *same, data = jax.tree.map(spread, (np.int32(0), stream, costs, data))
+        own = place.lanes((seeds, *same, counted, data))
         sizes = lane_calls.sizes(exp.problem, shape, dtype)
         tables = lane_calls.subset_tables(exp.problem, shape)
         return programs.WaveInputs(*own, *place.shared((sizes, replayed, *tables)))
@@ -176,10 +178,11 @@ class Ready:
         calls, place, given = self._calls, self._place, self._inputs(number)
         shape = self._experiment.compiled_shape
         fixed = calls.setup(
-            *(given.seed, given.base_seed, given.stream, given.costs),
+            *(given.seed, given.base_seed, given.stream, given.costs, given.counted),
             *(given.sizes, given.replayed),
         )
-        rounds = calls.draw(fixed.key, fixed.instance, given.stream, np.int32(0), given.replayed)
+        drawn_for = (given.counted, fixed.key, fixed.instance, given.stream)
+        rounds = calls.draw(*drawn_for, np.int32(0), given.replayed)
         none = place.lanes(np.zeros((self.width, shape.num_adapters), bool))
 
         def begin(policy: int) -> Any:
@@ -206,7 +209,7 @@ class Ready:
         """Compiles a kernel for a policy; it is then known as `name`."""
         number, wave = self.names.index(policy), self.waves[0]
         function = functools.partial(_serve, self._experiment.policies[number], kernel)
-        call = programs.over_lanes(function, self._place.mesh, lanes=4, shared=1, donate=True)
+        call = lane_maps.over_lanes(function, self._place.mesh, lanes=4, shared=1, donate=True)
         args = (wave.carry[number], wave.inputs, wave.rounds, wave.data[number], np.int32(0))
         self._kernels[name, number] = call.lower(*args).compile()
 

@@ -40,7 +40,7 @@ def chunk_sums(
         *(decisions.switch_cost, decisions.switch_ms, decisions.loads),
         jnp.stack([inputs.paging_cost.astype(dtype), inputs.paging_ms.astype(dtype)]),
         oracle_set,
-        interval,
+        jnp.where(inputs.counted, interval, -1),
         predicted=rounds.benchmark is not None,
         drawn=drawn is not None,
     )

@@ -72,7 +72,10 @@ def run_rounds(
     memory = _packed(kind, lane.params.controller, state.controller, dtype)
     pooled, nothing = router.pooled, jnp.zeros((1,), dtype)
     common = (nothing, nothing) if pooled is None else (pooled.precision_inv, pooled.theta)
-    fixed = _fixed(lane, rounds, memory, (start, stop, quota))
+    # What only fills up a tile is served no round.
+    fixed = _fixed(
+        lane, rounds, memory, (start, jnp.where(lane.inputs.counted, stop, start), quota)
+    )
     changed = (
         *(router.precision_inv, router.precision_recent, router.reward_recent),
         *(router.theta_hat, router.pulls, state.resident, state.pending_loads),

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from polar_jax import epochs, kernels, lane_calls, lanes, manifest, programs
+from polar_jax import draws, epochs, kernels, lane_calls, lane_maps, lanes, manifest, programs
 from polar_jax.bench import engine
 
 SHAPES = (lanes.Shape(15, 16), lanes.Shape(64, 32))
@@ -35,13 +35,14 @@ def drawing(shape: lanes.Shape, num_lanes: int, place: programs.Placement) -> di
     keys = jax.vmap(lane_calls.stream_key, (None, 0))(jnp.int32(0), jnp.arange(num_lanes))
     whole = {"active": jnp.ones(shape[0], bool), "features": jnp.ones(shape[1], bool)}
     instance = jax.jit(jax.vmap(lambda key: env.instance(key, params, **whole)))(keys)
-    lanes_of = place.lanes((keys, instance))
+    constants = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_lanes, *jnp.shape(x))), params)
+    given = place.lanes((jnp.ones(num_lanes, bool), keys, instance, constants))
     calls = {}
     for name in NAMES:
         needs = lane_calls.Needs(latency=False, reservoir=False, bits=False)
-        draw = functools.partial(lane_calls.draw, env, needs, ROUNDS, jnp.float32, name)
-        call = programs.over_lanes(draw, place.mesh, lanes=2, shared=3)
-        calls[name] = functools.partial(call, *lanes_of, params, jnp.int32(1), ())
+        draw = functools.partial(lane_calls.draw, env, needs, jnp.float32, name)
+        call = lane_maps.over_blocks(draw, place.mesh, num_blocks=ROUNDS // draws.BLOCK)
+        calls[name] = functools.partial(call, *given, jnp.int32(1), ())
     return calls
 
 
@@ -62,7 +63,7 @@ def summing(shape: lanes.Shape, num_lanes: int, place: programs.Placement) -> di
         )[0]
 
     given = (wave.rounds, wave.carry[0][1], wave.inputs, oracle_set, interval)
-    over = functools.partial(programs.over_lanes, mesh=place.mesh, lanes=4, shared=1)
+    over = functools.partial(lane_maps.over_lanes, mesh=place.mesh, lanes=4, shared=1)
     return {name: functools.partial(over(functools.partial(sums, name)), *given) for name in NAMES}
 
 

@@ -1,4 +1,5 @@
 // `metrics.chunk_sums` over many lanes as one XLA custom call; `native_metrics.py` is its other half.
+#include <algorithm>
 #include <new>
 
 #include "ffi.h"
@@ -74,15 +75,22 @@ template <typename T> class Summing {
   void measure(const Figures<T>& lane) {
     const int64_t n = s_.adapters;
     oracle_.hold(lane.oracle, lane.costs, n);
+    const bool* held = nullptr;
     for (int64_t block = 0; block < s_.rounds / kBlock; ++block) {
+      T* out = lane.sums + block * s_.intervals * kParts;
+      const int32_t* interval = lane.interval + block * kBlock;
+      if (std::all_of(interval, interval + kBlock, [](int32_t i) { return i < 0; })) {
+        std::fill_n(out, s_.intervals * kParts, T(0));
+        continue;
+      }
       for (int64_t i = 0; i < s_.intervals * kParts; ++i) totals_[i] = 0.0;
       for (int64_t t = block * kBlock; t < (block + 1) * kBlock; ++t) {
         const bool* set = lane.sets + t * n;
-        if (t == 0 || std::memcmp(set, set - n, static_cast<size_t>(n)) != 0)
+        if (held == nullptr || std::memcmp(set, held, static_cast<size_t>(n)) != 0)
           own_.hold(set, lane.costs, n);
+        held = set;
         if (lane.interval[t] >= 0 && lane.interval[t] < s_.intervals) round(lane, t, set);
       }
-      T* out = lane.sums + block * s_.intervals * kParts;
       for (int64_t i = 0; i < s_.intervals * kParts; ++i) out[i] = static_cast<T>(totals_[i]);
     }
   }
@@ -120,11 +128,6 @@ template <typename T> class Summing {
   Array<double> totals_;
 };
 
-template <typename X> bool equal_rows(const X* data, int64_t row, int64_t count) {
-  return std::memcmp(data + (row - 1) * count, data + row * count,
-                     sizeof(X) * static_cast<size_t>(count)) == 0;
-}
-
 template <typename T, ffi::DataType F>
 ffi::Error Measure(In<F> utility, In<F> benchmark, In<F> latency, In<S32> adapter, In<PRED> forced,
                    In<PRED> sets, In<F> switched, In<F> switched_ms, In<S32> loads, In<F> costs,
@@ -147,26 +150,9 @@ ffi::Error Measure(In<F> utility, In<F> benchmark, In<F> latency, In<S32> adapte
                       oracle.typed_data() + l * n,
                       sums->typed_data() + l * out};
   };
-  // Tiles are filled up with copies of their last lane.
-  const auto is_copy = [&](int64_t l) {
-    const Figures<T> x = at(0);
-    return l > 0 && equal_rows(x.adapter, l, rounds) && equal_rows(x.costs, l, 2 * n) &&
-           equal_rows(x.oracle, l, n) && equal_rows(x.interval, l, rounds) &&
-           equal_rows(x.loads, l, rounds) && equal_rows(x.switched, l, rounds) &&
-           equal_rows(x.switched_ms, l, rounds) && equal_rows(x.forced, l, rounds) &&
-           equal_rows(x.sets, l, rounds * n) && equal_rows(x.utility, l, rounds * n) &&
-           (!predicted || equal_rows(x.benchmark, l, rounds * n)) &&
-           (!drawn || equal_rows(x.latency, l, rounds));
-  };
   try {
     Summing<T> summing(Sums{n, rounds, intervals, predicted, drawn});
-    for (int64_t l = 0; l < lanes; ++l) {
-      const Figures<T> lane = at(l);
-      if (is_copy(l))
-        std::memcpy(lane.sums, lane.sums - out, sizeof(T) * static_cast<size_t>(out));
-      else
-        summing.measure(lane);
-    }
+    for (int64_t l = 0; l < lanes; ++l) summing.measure(at(l));
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a lane's sums");
   }

@@ -133,51 +133,6 @@ template <typename T> class Kernel {
   bool pending_ = true;  // whether loads of a replan may be waiting to be booked
 };
 
-// How long a lane's arrays are: whether two lanes are given the same; one's results for another.
-struct Extent {
-  Sizes s;
-  bool pooled;
-
-  template <typename T> bool same(const Lane<T>& a, const Lane<T>& b) const {
-    const int64_t n = s.adapters, d = s.features;
-    bool equal = equals(a.span, b.span, 3) && equals(a.numbers, b.numbers, s.numbers) &&
-                 equals(a.context, b.context, s.rounds * d) &&
-                 equals(a.utility, b.utility, s.rounds * n) && equals(a.noise, b.noise, s.rounds) &&
-                 equals(a.paging_cost, b.paging_cost, 4 * n) && equals(a.active, b.active, n);
-    each(a, b, [&](const auto* x, const auto* y, int64_t count) {
-      equal = equal && equals(x, y, count);
-    });
-    return equal;
-  }
-
-  template <typename T> void copy(const Lane<T>& from, const Lane<T>& to) const {
-    each(from, to, [](const auto* x, auto* y, int64_t count) {
-      std::memcpy(y, x, sizeof(*x) * static_cast<size_t>(count));
-    });
-  }
-
- private:
-  template <typename X> static bool equals(const X* a, const X* b, int64_t count) {
-    return std::memcmp(a, b, sizeof(X) * static_cast<size_t>(count)) == 0;
-  }
-
-  // Everything that serving changes.
-  template <typename T, typename Do> void each(const Lane<T>& a, const Lane<T>& b, Do act) const {
-    const int64_t n = s.adapters, d = s.features, rounds = s.rounds;
-    act(a.precision_inv, b.precision_inv, n * d * d);
-    act(a.precision_recent, b.precision_recent, n * s.packed());
-    act(a.reward_recent, b.reward_recent, n * d), act(a.theta, b.theta, n * d);
-    act(a.pulls, b.pulls, n), act(a.resident, b.resident, n), act(a.pending, b.pending, n);
-    act(a.memory_float, b.memory_float, s.memory_float);
-    act(a.memory_int, b.memory_int, s.memory_int);
-    act(a.adapter, b.adapter, rounds), act(a.forced, b.forced, rounds);
-    act(a.sets, b.sets, rounds * n), act(a.switched, b.switched, rounds);
-    act(a.switched_ms, b.switched_ms, rounds), act(a.loads, b.loads, rounds);
-    if (!pooled) return;
-    act(a.pooled_inverse, b.pooled_inverse, d * d), act(a.pooled_theta, b.pooled_theta, d);
-  }
-};
-
 // Results lie where their arguments lay; where XLA gave them another place, they begin as copies.
 template <typename From, typename To> auto* settle(const From& from, To& to) {
   auto* data = to->typed_data();
@@ -241,15 +196,10 @@ ffi::Error Serve(In<F> context, In<F> utility, In<F> noise, In<S32> span, In<F> 
     if (pooled) lane.pooled_inverse += l * d * d, lane.pooled_theta += l * d;
     return lane;
   };
-  const Extent extent{s, pooled};
-  for (int64_t l = 0; l < lanes;) {
+  for (int64_t l = 0; l < lanes; ++l) {
     Lane<T> lane = at(l);
-    // Tiles are filled up with copies of their last lane, which are served once.
-    int64_t next = l + 1;
-    while (next < lanes && extent.same(lane, at(next))) ++next;
-    kernel.serve(lane);
-    for (int64_t copy = l + 1; copy < next; ++copy) extent.copy(lane, at(copy));
-    l = next;
+    // What only fills up a tile has no rounds.
+    if (lane.span[0] < lane.span[1]) kernel.serve(lane);
   }
   return ffi::Error::Success();
 }
