@@ -110,7 +110,9 @@ def test_a_file_without_line_breaks_is_not_held_whole(tmp_path):
     assert arrivals.TRACES == ("azure-2023-conv", "azure-2023-code")
 
 
-@pytest.mark.parametrize("digits", [1, 3, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "digits", [1, *(pytest.param(one, marks=pytest.mark.slow) for one in (3, 12))]
+)
 def test_reading_takes_at_most_twice_the_file(tmp_path, digits):
     path = tmp_path / "many.csv"
     path.write_bytes(

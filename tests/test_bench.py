@@ -263,6 +263,7 @@ def in_empty_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(terminal, "prepare_jax", lambda _, **__: None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_empty_folder")
 def test_the_command_measures_prints_and_writes_everything(
     capsys: pytest.CaptureFixture[str],

@@ -219,7 +219,10 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=pytest.mark.slow) if one == "rows.csv" else one for one in FULL],
+)
 def test_a_table_takes_twice_its_file_and_a_constant(folder: pathlib.Path, name: str) -> None:
     path = folder / name
     path.write_text(FULL[name]())

@@ -101,7 +101,8 @@ def test_keeping_decisions_changes_none():
             )
 
 
-@pytest.mark.parametrize("chunk_rounds", [256, pytest.param(768, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk_rounds", [256, 768])
 def test_chunks_of_any_length_give_bitwise_the_same(chunk_rounds: int):
     other = run(("polar_plus", "polar_experts"), seeds=(0, 1), keep=True, chunk_rounds=chunk_rounds)
     for name, result in other.policies.items():

@@ -15,9 +15,10 @@ from sweeps.real_adapters import __main__ as command
 from sweeps.real_adapters import adapter, base_model, clinc, head, replay, run, training
 from sweeps.real_adapters.library import members
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("safetensors") is None, reason="needs safetensors"
-)
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("safetensors") is None, reason="needs safetensors"),
+    pytest.mark.slow,  # training and evaluation compile for 20 s
+]
 # The batch of the command, which so shares its programs.
 SETTINGS = training.Settings(steps=6, batch=32, learning_rate=1e-2)
 

@@ -266,7 +266,8 @@ def test_the_search_finds_the_optimum_where_greedy_and_swaps_are_provably_poor(s
         assert float(objective_of(problem, by_swaps)) < 0.9 * value
 
 
-@pytest.mark.parametrize("switch", [pytest.param(0.0, marks=pytest.mark.slow), 5.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", [0.0, 5.0])
 def test_no_slots_all_slots_one_adapter_and_one_context_are_no_special_cases(switch):
     rng = np.random.default_rng(0)
     utility = rng.uniform(-1, 1, (6, 4))
@@ -287,6 +288,7 @@ def test_without_savings_the_present_set_stays():
     np.testing.assert_array_equal(search()(unseen), now)
 
 
+@pytest.mark.slow
 def test_equal_adapters_are_not_both_kept():
     twins = np.tile(np.repeat(np.eye(3), 4, axis=0), (1, 2))
     found = np.asarray(search(6)(stated(twins, 3, cost=1.0)))
@@ -307,6 +309,7 @@ def test_loads_that_cost_too_much_are_left_and_free_slots_keep_present_members()
     assert found[:4].sum() == 3
 
 
+@pytest.mark.slow
 def test_adapters_that_only_fill_up_a_shape_are_never_chosen_and_change_little():
     rng = np.random.default_rng(2)
     utility = rng.uniform(0, 1, (CONTEXTS, ADAPTERS))

@@ -76,7 +76,8 @@ def test_the_static_oracle_is_chosen_in_hindsight_on_the_runs_own_requests():
         np.testing.assert_array_equal(results.oracle_set[lane], expected)
 
 
-@pytest.mark.parametrize("name", [pytest.param("polar_experts", marks=pytest.mark.slow), "oracle"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["polar_experts", "oracle"])
 def test_what_arrives_while_a_load_is_under_way_waits(name):
     results = kept(order="shuffled", timed=True)
     result = results.policies[name]
@@ -98,6 +99,7 @@ def test_what_arrives_while_a_load_is_under_way_waits(name):
         np.testing.assert_allclose(result.totals["waiting_ms"][lane], waited, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_nothing_waits_without_arrival_times_and_waiting_changes_no_decision():
     with_times, without = kept(order="shuffled", timed=True), kept(order="shuffled")
     for name in POLICIES:

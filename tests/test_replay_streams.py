@@ -81,6 +81,7 @@ def _one_shuffle(deck: int, words: tuple[int, int]) -> np.ndarray:
     return np.asarray(draws.shuffled(cards, jnp.int32(100), first, jnp.int32(deck), seeds))
 
 
+@pytest.mark.slow
 def test_shuffles_are_permutations_of_every_size():
     sizes = (1, 2, 3, 4, 5, 7, 15, 16, 17, 63, 255, 256, 257, 1000, 4500)
     for size, found in zip(sizes, _shuffles(sizes, 8), strict=True):
@@ -130,6 +131,7 @@ def test_stream_contract(order):
     np.testing.assert_array_equal(longer[: 4 * BLOCK], requests)
 
 
+@pytest.mark.slow
 def test_requests_that_the_record_leaves_out_never_come():
     replay = made(order=np.arange(20, 80))
     for order in replay_streams.ORDERS:

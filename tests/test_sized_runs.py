@@ -67,6 +67,7 @@ def sized_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder / "out"
 
 
+@pytest.mark.slow
 def test_a_run_says_its_capacity_in_the_table_the_manifest_and_the_report(sized_run):
     table = pyarrow.parquet.read_table(sized_run / "results.parquet").to_pydict()
     assert set(table[tables.CAPACITY]) == {40}

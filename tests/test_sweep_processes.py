@@ -118,7 +118,9 @@ def store_of(out: pathlib.Path) -> store.Store:
     return store.open_existing(out)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGUSR1]
+)
 def test_a_signal_while_the_report_is_made_ends_at_once(tmp_path, path, number):
     path.write_text(TINY, "utf-8")
     words = ["sweep", "run", str(path), "--out", str(tmp_path / "out"), "--quiet"]

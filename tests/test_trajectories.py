@@ -135,7 +135,10 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = {
 
 
 # Each of these compiles for 10 s and more, and asks what the others ask of other parts: CI alone.
-LONG = ("a window longer than a chunk", "reservoir and local search", "a refresh between epochs")
+LONG = (
+    *("a window longer than a chunk", "reservoir and local search", "a refresh between epochs"),
+    *("one adapter", "a pooled prior", "epochs of one round"),
+)
 
 
 @pytest.mark.parametrize(

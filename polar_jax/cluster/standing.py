@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -47,6 +48,7 @@ class Standing:
         all that is stored, times those that run; None before there is any.
       submissions: all, oldest first.
       notes: lines on schedulers that do not answer.
+      free_bytes: room on the disk of the folder; None where it does not say.
     """
 
     title: str
@@ -56,6 +58,7 @@ class Standing:
     per_second: float | None
     submissions: Sequence[journal.Submission]
     notes: Sequence[str]
+    free_bytes: int | None
 
     def count(self, state: State) -> int:
         """Shards in a state."""
@@ -132,6 +135,7 @@ class Reader:
             per_second=running * made / seconds if seconds else None,
             submissions=submissions,
             notes=notes,
+            free_bytes=_free_bytes(self._out),
         )
 
     def _opened(self) -> store.Store | None:
@@ -139,6 +143,13 @@ class Reader:
         if self._store is None and (self._out / manifests.NAME).exists():
             self._store = store.open_existing(self._out, whole=self._whole)
         return self._store
+
+
+def _free_bytes(folder: pathlib.Path) -> int | None:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
 
 
 class _Facts(NamedTuple):
@@ -343,6 +354,7 @@ def last_line(path: pathlib.Path) -> str:
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Tracebacks underline with marks alone.
+    lines = [line.strip() for line in text.splitlines() if any(map(str.isalnum, line))]
     telling = [line for line in lines if not any(words in line for words in _TRAILERS)]
     return (telling or lines or [""])[-1]

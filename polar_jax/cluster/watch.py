@@ -9,6 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from polar_jax import bytesizes
 from polar_jax import console as console_
 from polar_jax.cluster.standing import Reader, Shard, Standing, State, log_of
 from polar_jax.sweep.console import duration
@@ -22,6 +23,8 @@ _SOMETIMES: tuple[State, ...] = ("stopped", "missing", "foreign")
 _WORDS = {"missing": "to submit"}
 _STYLES = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "foreign": "red"}
 _SHOWN = 12
+# A shard and its log need about as much.
+_FULL_BYTES = 2**20
 
 
 class _Pace:
@@ -169,6 +172,9 @@ def _trouble_lines(found: Standing, most: int) -> list[str]:
         )
     if len(alike) > most:
         told.append(f"and {len(alike) - most} more kinds of trouble")
+    # A disk that is full cuts off the very logs that would say so.
+    if told and found.free_bytes is not None and found.free_bytes < _FULL_BYTES:
+        told.append(f"the disk of the folder is full: {bytesizes.shown(found.free_bytes)} left")
     return told
 
 
