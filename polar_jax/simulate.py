@@ -305,6 +305,14 @@ def replan(
     return state.replace(controller=controller, resident=resident, pending_loads=loads)
 
 
+def _if_due(
+    due: Array, act: Callable[[LaneState, Array], LaneState], state: LaneState, segment: Array
+) -> LaneState:
+    # A loop of no round or one: it changes the state where it lies. A branch that does nothing
+    # copies all of it, which took longer than serving the requests of a chunk.
+    return jax.lax.fori_loop(0, due.astype(jnp.int32), lambda _, now: act(now, segment), state)
+
+
 def run_chunk(
     lane: Lane,
     state: LaneState,
@@ -315,8 +323,8 @@ def run_chunk(
 ) -> tuple[LaneState, Decisions]:
     """Serves a chunk of `n` rounds and acts at the epoch boundaries within it.
 
-    The boundaries come from the shared clock, so they stay branches under `vmap`
-    (a branch on a lane's own state would run the cache search every round).
+    The boundaries come from the shared clock, so all lanes of a call act or
+    none does (a branch on a lane's own state would run the cache search every round).
 
     Args:
       lane: the lane.
@@ -352,9 +360,11 @@ def run_chunk(
         stop = clock.stop[segment]
         quota = lane.quotas[clock.epoch[segment]]
         state, decisions = kernel(lane, quota, state, rounds, decisions, start, stop)
-        acts = [lambda state, _: state, refreshed, replanned if sampled else refreshed]
-        state = jax.lax.switch(clock.action[segment], acts, state, segment)
-        return state, decisions, stop
+        action = clock.action[segment]
+        if sampled:
+            state = _if_due(action == 2, replanned, state, segment)
+        due = action == 1 if sampled else action > 0
+        return _if_due(due, refreshed, state, segment), decisions, stop
 
     start = jnp.zeros((), jnp.int32)
     state, decisions, stop = jax.lax.fori_loop(

@@ -145,22 +145,25 @@ def hlo_of(name: str) -> str:
     return programs._COMPILED[found[0]].as_text()
 
 
-def count_conditionals(text: str | None) -> int:
-    """Branches that survived compilation."""
+def counters(text: str | None, name: str) -> list[str]:
+    """Types of the counters of compiled loops: a scalar, or one per lane."""
     assert text is not None
-    return sum(" conditional(" in line for line in text.splitlines())
+    loops = [line for line in text.splitlines() if " while(" in line and f'{name}"' in line]
+    return [line.partition("= (")[2].partition("]")[0] + "]" for line in loops]
 
 
-def test_the_replan_stays_a_branch_over_many_lanes():
-    # The replan itself, and the choice between enumeration and local search.
-    assert count_conditionals(hlo_of("polar_plus")) >= 2
+def test_replans_and_refreshes_happen_for_all_lanes_or_none():
+    # One loop of no round or one for each, whose count the lanes share.
+    assert counters(hlo_of("polar_plus"), "vmap()/while/body/while") == ["s32[]"] * 2
+    # The choice between enumeration and local search stays a branch.
+    assert " conditional(" in hlo_of("polar_plus")
 
-    # Control: a branch on a lane's own state becomes a selection, and both sides run.
+    # Control: what hangs on a lane's own state runs until the last lane is done.
     def own(x: jax.Array) -> jax.Array:
-        return jax.lax.cond(x > 0, jnp.sin, jnp.cos, x)
+        return jax.lax.fori_loop(0, x.astype(jnp.int32), lambda _, y: jnp.sin(y), x)
 
     lowered = jax.jit(jax.vmap(own)).lower(jnp.zeros(4, jnp.float32))
-    assert count_conditionals(lowered.compile().as_text()) == 0
+    assert counters(lowered.compile().as_text(), "while") == ["s32[4]"]
 
 
 def test_sums_stay_exact_over_many_chunks():
