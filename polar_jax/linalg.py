@@ -212,41 +212,41 @@ def _pooled_refresh(
 
 
 def cholesky(matrices: Array) -> Array:
-    """Lower Cholesky factors of `[N, d, d]` positive definite matrices.
+    """Lower Cholesky factors of `[N, d, d]` positive definite matrices, transposed.
 
-    Written as `d` rank-one steps over all matrices at once. LAPACK's factors one small
-    matrix after the other, and inside a branch inside a loop its call never returned
-    when two host devices ran (jaxlib 0.10.2).
+    Written as `d` steps over all matrices at once, each of which reads what is done and writes
+    one row: memory is what it costs. LAPACK's factors one small matrix after the other, and
+    inside a branch inside a loop its call never returned when two host devices ran (jaxlib
+    0.10.2).
     """
     rows = jnp.arange(matrices.shape[-1])
 
-    def step(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        rest, factor = carry
-        column = jax.lax.dynamic_index_in_dim(rest, j, 2, keepdims=False)
+    def step(j: Array, factor: Array) -> Array:
+        column = jax.lax.dynamic_index_in_dim(matrices, j, 1, keepdims=False)
+        known = jax.lax.dynamic_index_in_dim(factor, j, 2, keepdims=False)
+        column = column - jnp.einsum("nk,nki->ni", known, factor, precision=HIGHEST)
         pivot = jax.lax.dynamic_index_in_dim(column, j, 1)
         column = jnp.where((rows >= j)[None, :], column * jax.lax.rsqrt(pivot), 0.0)
-        factor = jnp.where((rows == j)[None, None, :], column[:, :, None], factor)
-        return rest - column[:, :, None] * column[:, None, :], factor
+        return jax.lax.dynamic_update_index_in_dim(factor, column, j, 1)
 
-    start = matrices, jnp.zeros_like(matrices)
-    return jax.lax.fori_loop(0, matrices.shape[-1], step, start)[1]
+    return jax.lax.fori_loop(0, matrices.shape[-1], step, jnp.zeros_like(matrices))
 
 
-def _inverse_of_lower(factor: Array) -> Array:
-    """Inverses of lower triangular `[N, d, d]` matrices by forward substitution."""
-    size = factor.shape[-1]
+def _inverse_of_lower(transposed: Array) -> Array:
+    """Inverses of lower triangular matrices, given transposed, by forward substitution."""
+    size = transposed.shape[-1]
     rows = jnp.arange(size)
 
     def step(j: Array, inverse: Array) -> Array:
-        row = jax.lax.dynamic_index_in_dim(factor, j, 1, keepdims=False)
+        row = jax.lax.dynamic_index_in_dim(transposed, j, 2, keepdims=False)
         pivot = jax.lax.dynamic_index_in_dim(row, j, 1)
         before = jnp.where((rows < j)[None, :], row, 0.0)
         known = jnp.einsum("nk,nki->ni", before, inverse, precision=HIGHEST)
-        unit = (rows == j).astype(factor.dtype)[None, :]
+        unit = (rows == j).astype(transposed.dtype)[None, :]
         solved = (unit - known) / pivot
-        return jnp.where((rows == j)[None, :, None], solved[:, None, :], inverse)
+        return jax.lax.dynamic_update_index_in_dim(inverse, solved, j, 1)
 
-    return jax.lax.fori_loop(0, size, step, jnp.zeros_like(factor))
+    return jax.lax.fori_loop(0, size, step, jnp.zeros_like(transposed))
 
 
 def refresh(state: RouterState) -> RouterState:
