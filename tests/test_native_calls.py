@@ -78,6 +78,27 @@ def test_streams_are_the_same_to_the_bit(name, sizes):
         np.testing.assert_array_equal(one, other)
 
 
+def test_lanes_drawn_side_by_side_are_those_drawn_in_turn_but_for_rounding():
+    # As accelerators draw them; there, lanes that do not count are drawn as well.
+    env, lanes = environments.environment("drifting"), 3
+    params = environments.environment_params(env, horizon=4 * ROUNDS)
+    whole = {"active": jnp.ones(7, bool), "features": jnp.ones(5, bool)}
+    keys = jax.vmap(lane_calls.stream_key, (None, 0))(jnp.int32(3), jnp.arange(lanes))
+    instance = jax.vmap(lambda key: env.instance(key, params, **whole))(keys)
+    params = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *jnp.shape(x))), params)
+    counted = jnp.arange(lanes) < 2
+    given = counted, keys, instance, params, jnp.int32(2), ()
+    draw = functools.partial(
+        lane_calls.draw, env, lane_calls.Needs(True, True, True), jnp.float32, "xla"
+    )
+    got = jax.jit(functools.partial(lane_maps._side_by_side, draw, BLOCKS))(*given)
+    for one, other in zip(got, _drawing("drifting", "xla")(*given), strict=True):
+        if one is not None:
+            # Sums of five products, added in another order.
+            np.testing.assert_allclose(one[:2], other[:2], rtol=1e-5, atol=1e-6)
+            assert not np.any(other[2])
+
+
 def _case(
     num_adapters: int, *, benchmark: bool = False, samples: bool = False, gaps: bool = False
 ) -> Any:

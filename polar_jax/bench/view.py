@@ -126,8 +126,8 @@ def print_notes(console: Console, missing: Mapping[str, str], kernel: str) -> No
         "and copies allow for that; spread is fastest over slowest sample.",
         f"Worst gap: how far below the best score, in float64, a choice was; allowed are "
         f"{baselines.EXACT:g} in float64 and {baselines.SINGLE:g} in float32.",
-        f"Whole runs use the kernel {kernel!r}; one lane is served in a tile of many, and one is "
-        "counted.",
+        f"Whole runs use the kernel {kernel!r}; all but native serve one lane in a tile of many, "
+        "of which one is counted.",
     ]
     if missing:
         packages = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
