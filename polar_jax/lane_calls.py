@@ -1,6 +1,6 @@
 """What the compiled calls of a lane compute: setup, draw, oracle, start, advance.
 
-Unbatched pure functions; `lanes.py` maps them over lanes and compiles them. Also the
+Unbatched pure functions; `lane_maps` maps them over lanes, `programs` compiles them. Also the
 plain descriptions they are built from: `Costs` and `Experiment`.
 """
 

@@ -69,8 +69,8 @@ def _side_by_side(function: Callable[..., Any], num_blocks: int, counted: Array,
 
 def _in_turn(function: Callable[..., Any], num_blocks: int, counted: Array, *args: Any) -> Any:
     *lanes, first, data = args
-    # As many blocks at a time as a chunk has where replans do not cut it short: there, what is
-    # drawn too much is nothing beside the replans.
+    # As many blocks at a time as a chunk has, unless replans or a large shape cut it short: there,
+    # what is drawn too much is little beside them.
     together = chunks.MAX_ROUNDS // draws.BLOCK
     groups = -(-num_blocks // together)
 

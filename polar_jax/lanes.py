@@ -180,7 +180,7 @@ class _Run:
         return self.tile * self.place.num_devices
 
     def _inputs(self, wave: int) -> programs.WaveInputs:
-        """A wave's inputs on the devices; copies of the last lane fill it up."""
+        """A wave's inputs on the devices; copies of the last lane, not counted, fill it up."""
         lanes = np.arange(wave * self._width, (wave + 1) * self._width)
         counted = lanes < self.seed.size
         lanes = np.minimum(lanes, self.seed.size - 1)

@@ -1,7 +1,7 @@
 """The two timescales: `run_rounds` is the fast one, `run_chunk` wraps the slow one round it.
 
-Pure functions of one lane: no `jit`, no `vmap` over lanes, no files (`lanes.py` has
-those). The order of events in a round is that of `docs/model.md`, "Order of events".
+Pure functions of one lane: no `jit`, no `vmap` over lanes, no files (`lane_maps` and
+`lanes` have those). The order of events in a round is that of `docs/model.md`, "Order of events".
 """
 
 from collections.abc import Callable

@@ -133,6 +133,18 @@ def test_states_join_the_queue_the_files_and_the_logs(tmp_path, plan, scheduler)
     )
 
 
+@pytest.mark.parametrize(("free", "said"), [(None, False), (2**19, True), (2**21, False)])
+def test_a_full_disk_is_said_beside_what_it_may_have_cut_off(tmp_path, plan, scheduler, free, said):
+    submit(plan, tmp_path / "out")
+    scheduler.alive = {}
+    found = dataclasses.replace(standing.Reader(tmp_path / "out").read(), free_bytes=free)
+    assert any(shard.state == "lost" for shard in found.shards)
+    line = "the disk of the folder is full: 512 KiB left"
+    assert (line in watch.lines(found)) == said
+    calm = dataclasses.replace(found, shards=[])
+    assert line not in watch.lines(calm)
+
+
 def test_a_shard_that_failed_before_counts_as_lost_when_its_last_task_vanished(
     tmp_path, plan, scheduler
 ):

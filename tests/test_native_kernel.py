@@ -9,7 +9,20 @@ import kernel_cases
 import kernel_lanes
 import numpy as np
 import pytest
-from kernel_cases import ROUNDS, RULES, SLOW, Shape, arrays_of, check, make_case, marked, tied
+from kernel_cases import (
+    ROUNDS,
+    RULES,
+    SLOW,
+    Shape,
+    arrays_of,
+    assert_equal,
+    check,
+    filled_decisions,
+    make_case,
+    marked,
+    serve,
+    tied,
+)
 
 from polar_jax import kernels, policies, simulate
 from polar_jax.kernels import native_build, native_rounds
@@ -49,6 +62,16 @@ class TestNativeKernel(kernel_cases.KernelContract):
             level = jnp.full((7,), cost)
             inputs = case.lane.inputs.replace(paging_cost=level, switch_cost=level)
             check(self.kernel, case._replace(lane=case.lane._replace(inputs=inputs)))
+
+    def test_a_lane_that_only_fills_up_a_tile_is_left_out(self):
+        case = make_case(Shape("polar_experts"), seed=14)
+        inputs = case.lane.inputs.replace(counted=jnp.asarray(False))
+        left_out = case._replace(lane=case.lane._replace(inputs=inputs))
+        state, decisions = serve(self.kernel, left_out, filled_decisions(case))
+        assert_equal((state, decisions), (case.state, filled_decisions(case)), tolerance=0.0)
+        # The same lane, counted, does change.
+        served = serve(self.kernel, case, filled_decisions(case))[1]
+        assert not np.array_equal(served.adapter, decisions.adapter)
 
 
 @needs_native

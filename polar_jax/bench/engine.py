@@ -135,7 +135,7 @@ class Ready:
     """Lanes whose rounds are drawn and lie on the devices: what a kernel is timed on.
 
     The rounds are drawn as a run draws them, waves of tiles as a run has them; lanes that
-    fill up a tile are computed and not counted.
+    fill up a tile are not counted.
     """
 
     def __init__(self, shape: lanes.Shape, num_lanes: int, rounds: int, names: Sequence[str]):
