@@ -1,4 +1,4 @@
-"""What random numbers and figures cost beside the router, with XLA and with the native library.
+"""What is beside the router in a run: random numbers, figures, refreshes, and a call as a whole.
 
 Usage, from the repository's root::
 
@@ -6,7 +6,9 @@ Usage, from the repository's root::
     python tests/bench/parts_of_a_run.py --small    # a quick look
 
 Draws the requests of a chunk and sums up the figures of one that was served, as `polar-jax run`
-does, in turns, and prints a Markdown table of nanoseconds per decision and core (medians).
+does, in turns, with XLA and with the native library: nanoseconds per decision and core. Then, in
+milliseconds, one refresh of a tile's statistics, and a chunk that is served between two boundaries,
+kernel and figures included, of one lane and of a tile on every core. Medians, as Markdown.
 """
 
 import argparse
@@ -20,7 +22,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from polar_jax import draws, epochs, kernels, lane_calls, lane_maps, lanes, manifest, programs
+from polar_jax import (
+    chunks,
+    draws,
+    epochs,
+    kernels,
+    lane_calls,
+    lane_maps,
+    lanes,
+    linalg,
+    manifest,
+    programs,
+)
 from polar_jax.bench import engine
 
 SHAPES = (lanes.Shape(15, 16), lanes.Shape(64, 32))
@@ -28,7 +41,9 @@ POLICY, ROUNDS = "lru", 1_024
 NAMES = ("xla", "native")
 
 
-def drawing(shape: lanes.Shape, num_lanes: int, place: programs.Placement) -> dict[str, Any]:
+def drawing(
+    shape: lanes.Shape, num_lanes: int, place: programs.Placement, *, side_by_side: bool = False
+) -> dict[str, Any]:
     """Calls that draw a chunk of a clustered stream, by kernel."""
     exp = engine.experiment(shape, [POLICY], num_lanes=num_lanes, horizon=ROUNDS)
     env, params = exp.environment, exp.environment_params
@@ -41,7 +56,12 @@ def drawing(shape: lanes.Shape, num_lanes: int, place: programs.Placement) -> di
     for name in NAMES:
         needs = lane_calls.Needs(latency=False, reservoir=False, bits=False)
         draw = functools.partial(lane_calls.draw, env, needs, jnp.float32, name)
-        call = lane_maps.over_blocks(draw, place.mesh, num_blocks=ROUNDS // draws.BLOCK)
+        blocks = ROUNDS // draws.BLOCK
+        if side_by_side:
+            tile = functools.partial(lane_maps._side_by_side, draw, blocks)
+            call = lane_maps._over_devices(tile, place.mesh, 4, 2, False)
+        else:
+            call = lane_maps.over_blocks(draw, place.mesh, num_blocks=blocks)
         calls[name] = functools.partial(call, *given, jnp.int32(1), ())
     return calls
 
@@ -81,6 +101,41 @@ def measure(calls: dict[str, Callable[[], Any]], decisions: int, repeats: int) -
     return [f"{1e9 * cores * statistics.median(seconds[name]) / decisions:.0f}" for name in NAMES]
 
 
+def refreshing(shape: lanes.Shape) -> Callable[[], Any]:
+    """A call that refreshes a tile's statistics on one core."""
+    ready = engine.Ready(shape, 1, ROUNDS, [POLICY])
+    state = ready.waves[0].carry[0][0].router
+    return functools.partial(jax.jit(jax.vmap(linalg.refresh)), state)
+
+
+def serving(shape: lanes.Shape, num_lanes: int) -> Callable[[], Any]:
+    """A call that serves a chunk between two boundaries; it goes on from where it ended."""
+    ready = engine.Ready(shape, num_lanes, ROUNDS, [POLICY])
+    wave, inputs = ready.waves[0], ready._inputs(0)
+    exp = engine.experiment(shape, [POLICY], num_lanes=num_lanes, horizon=200_000)
+    clock = chunks.chunk_clocks(exp, 5 * ROUNDS, ROUNDS)[0]
+    held = jnp.copy(wave.carry[0][0].resident)  # as the state is given away
+    states = [wave.carry[0][0]]
+
+    def serve() -> Any:
+        given = (wave.inputs, held, wave.rounds, wave.data[0], clock, inputs.subsets)
+        states[0], sums, _ = ready._calls.advance[0](states[0], *given)
+        return states[0], sums
+
+    return serve
+
+
+def milliseconds(call: Callable[[], Any], repeats: int) -> str:
+    """The median time of a call."""
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - began)
+    return f"{1e3 * statistics.median(seconds):.2f}"
+
+
 def main(words: list[str]) -> int:
     """Measures and prints; the exit code."""
     parser = argparse.ArgumentParser(description="What is beside the router in a run.")
@@ -93,10 +148,20 @@ def main(words: list[str]) -> int:
         tile = programs.tile_width(shape, "cpu")
         place = programs.place(len(jax.devices()), None)
         num_lanes = tile * place.num_devices
-        for part, make in (("random numbers", drawing), ("figures", summing)):
+        beside = functools.partial(drawing, side_by_side=True)
+        parts = {"random numbers": drawing, "the same, lanes side by side": beside}
+        for part, make in (parts | {"figures": summing}).items():
             calls = make(shape, num_lanes, place)
             told = measure(calls, num_lanes * ROUNDS, 5 if options.small else 41)
             print(f"| ({shape[0]}, {shape[1]}) | {part} | {' | '.join(told)} |", flush=True)
+    print("\n| (N, d) | a refresh, ms | a chunk, one lane | a chunk, 32 lanes a core |")
+    print("|---|---|---|---|")
+    repeats = 5 if options.small else 41
+    for shape in SHAPES[:1] if options.small else SHAPES:
+        num_lanes = programs.tile_width(shape, "cpu") * len(jax.devices())
+        calls = (refreshing(shape), serving(shape, 1), serving(shape, num_lanes))
+        told = [milliseconds(call, repeats) for call in calls]
+        print(f"| ({shape[0]}, {shape[1]}) | {' | '.join(told)} |", flush=True)
     return 0
 
 
