@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from polar_jax import labels
 
@@ -14,6 +16,7 @@ DPI = 220
 FONT = 8.0
 WIDTH = 7.4  # inches; two columns of a paper
 GREY = "#555555"
+_SHORT = 50.0  # largest over smallest value of an axis that has ticks at 1, 2 and 5
 
 
 def signed_log_scale(axes: Axes, values: np.ndarray) -> None:
@@ -138,6 +141,19 @@ def tick(value: float) -> str:
     """A number beside an axis."""
     text = f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:,.6g}"
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def log_ticks(axis: Axis) -> None:
+    """Numbers as people write them on a logarithmic axis; at 1, 2 and 5 on a short one.
+
+    Args:
+      axis: one of a figure whose limits are settled.
+    """
+    low, high = axis.get_view_interval()
+    if high < _SHORT * low:  # powers of ten alone would leave one number
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(float(value))))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def darker(colour: str) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from polar_jax import drawing
 from polar_jax.paging_tools import summary
@@ -46,12 +45,12 @@ def paging_png(found: Sequence[Row], title: str) -> bytes:
         _models(axes, found)
         axes.set_xscale("log")
         axes.set_xlabel("size of the adapter, MiB", fontsize=drawing.FONT)
-        _plain_ticks(axes, "x")
+        drawing.log_ticks(axes.xaxis)
     else:
         _names(axes, names)
     if all(row.low > 0 for row in found):
         axes.set_yscale("log")
-        _plain_ticks(axes, "y")
+        drawing.log_ticks(axes.yaxis)
     else:
         axes.set_ylim(bottom=0.0)
     axes.set_ylabel("milliseconds per load", fontsize=drawing.FONT)
@@ -105,12 +104,3 @@ def _names(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(
         range(len(names)), [name.replace("$", r"\$") for name in short], rotation=60, ha="right"
     )
-
-
-def _plain_ticks(axes: Axes, which: str) -> None:
-    """Numbers as people write them, `100` and not `10^2`; also between, on a short axis."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = axis.get_view_interval()
-    text = FuncFormatter(lambda value, _: drawing.tick(float(value)))
-    axis.set_major_formatter(text)
-    axis.set_minor_formatter(text if high < 30 * low else NullFormatter())

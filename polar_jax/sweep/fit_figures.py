@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from polar_jax import drawing, labels
@@ -17,7 +16,6 @@ from polar_jax.sweep.exponents import Fit
 _DASHES = ((6.0, 2.0), (1.0, 1.5), (6.0, 2.0, 1.0, 2.0), (3.0, 3.0))
 MOST_GROUPS = 3  # rows of panels
 _BELOW = 0.75  # how far below a line theory's slope is drawn, so that neither hides the other
-_SHORT = 50.0  # largest over smallest value of an axis that has ticks at 1, 2 and 5
 
 
 def exponents_png(fits: Sequence[Fit], columns: Sequence[str], axis: str) -> bytes:
@@ -91,11 +89,8 @@ def _fits(
             x = np.geomspace(one.x[0], one.x[-1], 60)
             axes.plot(x, one.power.at(x), color=look.colour, linewidth=0.5)
     _theory(axes, fits, styles)
-    for side, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-        if fits and high < _SHORT * low:  # powers of ten alone would leave one number
-            side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        side.set_major_formatter(FuncFormatter(lambda value, _: drawing.tick(value)))
-        side.set_minor_formatter(NullFormatter())
+    for side in (axes.xaxis, axes.yaxis) if fits else ():
+        drawing.log_ticks(side)
     drawing.label_ends(axes, ends, gap=gap)
 
 
