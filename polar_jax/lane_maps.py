@@ -34,8 +34,9 @@ def over_blocks(function: Callable[..., Any], mesh: Mesh, *, num_blocks: int) ->
     """`jit` of what draws a block of a lane, over blocks and the lanes of every tile.
 
     On CPUs one loop takes the lanes that count one after the other, and leaves the others
-    zeros: about as fast as lanes side by side, and a lane alone takes a lane's time. Its body is
-    the same for any number of lanes and blocks, and so are a lane's bits.
+    zeros: a lane alone takes a lane's time. Its body is the same for any number of lanes and
+    blocks, and so are a lane's bits. Side by side is faster where a step has little to do
+    (`docs/performance.md`).
 
     Args:
       function: of a lane's key, instance and constants, the block's number, and data that all
