@@ -234,6 +234,14 @@ def test_a_worker_measures_every_limit(kind: str) -> None:
     assert worker.MEASURES[kind](1e-3) > 1e6
 
 
+@pytest.mark.parametrize("words", [1, worker.FIRST[0] + 8 * worker.FIRST[1], 100_001])
+def test_what_is_copied_within_caches_lies_half_a_page_apart(words: int) -> None:
+    source, target = worker._half_a_page_apart(words)
+    assert source.size == target.size == words
+    assert (target.ctypes.data - source.ctypes.data) % worker.PAGE == worker.PAGE // 2
+    assert target.ctypes.data >= source.ctypes.data + source.nbytes
+
+
 def test_rows_stand_to_the_limits_of_the_cores_that_they_use() -> None:
     machine = limits.Machine("cpu", seconds=0.1)
     for kind in limits.MEASURES:
