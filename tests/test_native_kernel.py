@@ -32,6 +32,12 @@ needs_native = pytest.mark.skipif(
 )
 
 
+def as_dtype(leaf: Any, dtype: Any) -> Any:
+    """An array in the dtype if it holds floats, else what is given."""
+    floats = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return leaf.astype(dtype) if floats else leaf
+
+
 @needs_native
 class TestNativeKernel(kernel_cases.KernelContract):
     """The contract of every kernel."""
@@ -54,6 +60,21 @@ class TestNativeKernel(kernel_cases.KernelContract):
         # While contexts are zeros. Past them equal adapters' bonuses are equal but for rounding,
         # and XLA may round a row otherwise than the next (0.12 does, unoptimised).
         check(self.kernel, tied(case)._replace(stop=ROUNDS // 4))
+
+    # Requests are looked at in pairs: which ones make a pair must not show in any bit.
+    @pytest.mark.parametrize("sizes", [(7, 5), (15, 16), (20, 32)])
+    @pytest.mark.parametrize("name", ["lru", pytest.param("polar_experts", marks=SLOW)])
+    @pytest.mark.parametrize("pooled", [False, pytest.param(True, marks=SLOW)])
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+    def test_where_a_call_begins_and_ends_changes_no_bit(self, sizes, name, pooled, dtype):
+        case = make_case(Shape(name, *sizes, pooled=pooled), seed=16)
+        case = jax.tree.map(lambda x: as_dtype(x, dtype), case)
+        whole = serve(self.kernel, case)
+        state, decisions = case.state, None
+        for start, stop in ((0, 1), (1, 2), (2, 7), (7, 50), (50, 51), (51, ROUNDS)):
+            piece = case._replace(state=state, start=start, stop=stop)
+            state, decisions = serve(self.kernel, piece, decisions)
+        assert_equal((state, decisions), whole, tolerance=0.0)
 
     @pytest.mark.parametrize("cost", [0.0, 1e6])
     def test_loads_for_nothing_and_loads_that_nothing_is_worth(self, cost):

@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cmath>
-#include <type_traits>
 #include <vector>
 
 #include "pooled.h"
@@ -64,8 +63,11 @@ template <typename T> class Statistics {
     triangle_.resize(padded_ * groups_ * 4), estimate_.resize(padded_ * theta_groups_ * 4);
     inverse_.resize(n_ * d_ * d_pad_), recent_.resize(n_ * numbers_);
     theta_.resize(n_ * d_pad_), sum_.resize(n_ * d_pad_);
-    x_.resize(d_pad_), v_.resize(d_pad_), scaled_.resize(d_pad_);
-    outer_.resize(numbers_), twice_.resize(numbers_), weight_.resize(numbers_);
+    v_.resize(d_pad_), scaled_.resize(d_pad_), twice_.resize(numbers_), prior_.resize(numbers_);
+    for (Request& one : requests_) {
+      one.x.resize(d_pad_), one.outer.resize(numbers_), one.weight.resize(numbers_);
+      one.squared.resize(padded_), one.mean.resize(padded_);
+    }
     row_of_.resize(numbers_, 0), column_of_.resize(numbers_, 0);
     for (int64_t r = 0; r < d_; ++r)
       for (int64_t c = 0; c <= r; ++c) {
@@ -74,7 +76,7 @@ template <typename T> class Statistics {
       }
     for (Array<T>* one : {&scores.mean, &scores.width, &scores.beta, &scores.index, &scores.net})
       one->resize(padded_, -kInf<T>);
-    squared_.resize(padded_), shrunk_.resize(padded_), touched_.resize(padded_);
+    shrunk_.resize(padded_), touched_.resize(padded_);
     floor_.resize(padded_, -kInf<T>);
   }
 
@@ -88,7 +90,7 @@ template <typename T> class Statistics {
             d_pad_);
       pad(theta_.get() + i * d_pad_, lane.theta + i * d_, d_, d_pad_);
       pad(sum_.get() + i * d_pad_, lane.reward_recent + i * d_, d_, d_pad_);
-      spread(i);
+      spread<0>(i);
       const T* from = lane.precision_recent + i * (d_ * (d_ + 1) / 2);
       for (int64_t r = 0; r < d_; ++r)
         for (int64_t c = 0; c <= r; ++c) recent_[i * numbers_ + row_[r] * 4 + c] = *from++;
@@ -114,18 +116,42 @@ template <typename T> class Statistics {
     }
   }
 
-  // Means, widths and indices of every adapter; D is the number of features where it is known.
-  template <int D> void score(const Lane<T>& lane, const T* context, bool theory) {
-    const int64_t d = D > 0 ? D : d_, d_pad = D > 0 ? round_up(D, kWidth<T>) : d_pad_;
-    std::memcpy(x_.get(), context, sizeof(T) * static_cast<size_t>(d));
-    multiply<D>(d);
-    products(triangle_.get(), weight_.get(), groups_, squared_.get());
-    products(estimate_.get(), x_.get(), theta_groups_, scores.mean.get());
+  // How many requests are looked at together.
+  int64_t together() const { return together_; }
+
+  // Products of every adapter with the next `count` requests, whose statistics are read once for
+  // all of them; D is the number of features where it is known.
+  template <int D> void look(const T* contexts, int64_t count) {
+    const int64_t d = D > 0 ? D : d_;
+    for (int64_t r = 0; r < count; ++r) {
+      std::memcpy(requests_[r].x.get(), contexts + r * d, sizeof(T) * static_cast<size_t>(d));
+      multiply<D>(requests_[r], d);
+    }
+    for (int64_t b = 0; b < padded_; b += kWidth<T>) {
+      int64_t r = 0;
+      for (; r + 1 < count; r += 2) products<D, 2>(requests_ + r, b);
+      if (r < count) products<D, 1>(requests_ + r, b);
+    }
+  }
+
+  // The products of adapter `a` anew, to the same bits as `look` has them.
+  template <int D> void look_again(int64_t a, int64_t request) {
+    Request& one = requests_[request];
+    const int64_t groups = D > 0 ? groups_of(D) : groups_;
+    const int64_t theta_groups = D > 0 ? (D + 3) / 4 : theta_groups_;
+    one.squared[a] = product(place(triangle_.get(), groups, a), one.weight.get(), groups);
+    one.mean[a] = product(place(estimate_.get(), theta_groups, a), one.x.get(), theta_groups);
+  }
+
+  // Means, widths and indices of every adapter for a request that was looked at.
+  template <int D> void score(const Lane<T>& lane, int64_t request, bool theory) {
+    const int64_t d_pad = D > 0 ? round_up(D, kWidth<T>) : d_pad_;
+    Request& now = requests_[request];
     // Ties of the mathematics are ties of the numbers: the untouched share one.
-    const T untouched = dot(x_.get(), x_.get(), d_pad) / lane.numbers[kRidge];
+    const T untouched = dot(now.x.get(), now.x.get(), d_pad) / lane.numbers[kRidge];
     if (theory) theory_beta(lane);
-    if (pooled_) add_common_prior(lane.numbers[kRidge]);
-    const T *squares = squared_.get(), *touched = touched_.get(), *floor = floor_.get();
+    if (pooled_) add_common_prior(now, lane.numbers[kRidge]);
+    const T *squares = now.squared.get(), *raw = now.mean.get(), *touched = touched_.get(), *floor = floor_.get();
     const T* beta = scores.beta.get();
     T *means = scores.mean.get(), *widths = scores.width.get(), *index = scores.index.get();
     for (int64_t i = 0, padded = padded_; i < padded; i += kWidth<T>) {
@@ -134,7 +160,7 @@ template <typename T> class Statistics {
       // As everywhere: what is not a number stays so.
       squared = squared < T(0) ? Vec<T>{} : squared;
       const Vec<T> root = roots(squared), low = load(floor + i);
-      const Vec<T> mean = low < T(0) ? low : load(means + i);
+      const Vec<T> mean = low < T(0) ? low : load(raw + i);
       store(means + i, mean);
       store(widths + i, root);
       store(index + i, mean + load(beta + i) * root);
@@ -143,13 +169,18 @@ template <typename T> class Statistics {
   }
 
   // Adds one observation to adapter `a` (Sherman and Morrison 1950).
-  template <int D> void observe(Lane<T>& lane, int64_t a, T reward) {
+  template <int D> void observe(Lane<T>& lane, int64_t request, int64_t a, T reward) {
     const int64_t d = D > 0 ? D : d_, d_pad = D > 0 ? round_up(D, kWidth<T>) : d_pad_;
     // Pointers of our own: the compiler must not fear that a store moves them.
     T* inverse = inverse_.get() + a * d * d_pad;
     T *theta = theta_.get() + a * d_pad, *total = sum_.get() + a * d_pad;
     T *v = v_.get(), *scaled = scaled_.get(), *recent = recent_.get() + a * numbers_;
-    const T *x = x_.get(), *outer = outer_.get();
+    const Request& now = requests_[request];
+    const T *x = now.x.get(), *outer = now.outer.get();
+    // What the scores know already: x^T V^-1 x and, where nothing was added to it, x^T theta.
+    const T growth = T(1) + now.squared[a];
+    const T surprise = reward - (pooled_ ? dot(theta, x, d_pad) : now.mean[a]);
+    const T root = T(1) / std::sqrt(growth), step = surprise / growth;
     for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
       // Several sums side by side: one would wait for each of its additions.
       Vec<T> part[4] = {};
@@ -159,22 +190,21 @@ template <typename T> class Statistics {
       for (; c < d; ++c) part[0] += load(inverse + c * d_pad + k) * x[c];
       store(v + k, (part[0] + part[1]) + (part[2] + part[3]));
     }
-    const T growth = T(1) + dot(v, x, d_pad);
-    const T surprise = reward - dot(theta, x, d_pad);
-    const T root = T(1) / std::sqrt(growth), step = surprise / growth;
     for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
       store(scaled + k, load(v + k) * root);
       store(theta + k, load(theta + k) + step * load(v + k));
       store(total + k, load(total + k) + reward * load(x + k));
     }
-    for (int64_t c = 0; c < d; ++c)
-      for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
+    for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
+      const Vec<T> own = load(scaled + k);
+      for (int64_t c = 0; c < d; ++c) {
         T* here = inverse + c * d_pad + k;
-        store(here, load(here) - scaled[c] * load(scaled + k));
+        store(here, load(here) - scaled[c] * own);
       }
+    }
     for (int64_t k = 0, numbers = numbers_; k < numbers; k += kWidth<T>)
       store(recent + k, load(recent + k) + load(outer + k));
-    spread(a);
+    spread<D>(a);
     touched_[a] = 1;
     lane.pulls[a] += 1;
     if (pooled_) common_.observe(x, reward);
@@ -183,30 +213,37 @@ template <typename T> class Statistics {
   Scores<T> scores;
 
  private:
-  using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  // A request, and what its scores are made of.
+  struct Request {
+    Array<T> x, outer, weight, squared, mean;
+  };
+  static constexpr int64_t kMost = 2;  // requests that are looked at together
+
+  using Integer = Whole<T>;
 
   // Where the numbers of adapter `i` begin in an array of fours. A block is four vectors of fours;
   // its adapters are numbered so that `products` finds their sums in order.
-  T* place(T* array, int64_t groups, int64_t i) const {
+  static T* place(T* array, int64_t groups, int64_t i) {
     const int64_t within = i % kWidth<T>;
     return array + i / kWidth<T> * groups * 4 * kWidth<T> + within % 4 * kWidth<T> + within / 4 * 4;
   }
 
   // Copies adapter `i` to where scores read it. What is beyond a row's end has weight 0.
-  void spread(int64_t i) {
+  template <int D> void spread(int64_t i) {
+    const int64_t d = D > 0 ? D : d_, d_pad = D > 0 ? round_up(D, kWidth<T>) : d_pad_;
     T* to = place(triangle_.get(), groups_, i);
-    const T* row = inverse_.get() + i * d_ * d_pad_;
-    for (int64_t r = 0; r < d_; ++r, row += d_pad_)
+    const T* row = inverse_.get() + i * d * d_pad;
+    for (int64_t r = 0; r < d; ++r, row += d_pad)
       for (int64_t c = 0; c <= r; c += 4, to += 4 * kWidth<T>) store4(to, load4(row + c));
     to = place(estimate_.get(), theta_groups_, i);
-    for (int64_t c = 0; c < d_; c += 4, to += 4 * kWidth<T>)
-      store4(to, load4(theta_.get() + i * d_pad_ + c));
+    for (int64_t c = 0; c < d; c += 4, to += 4 * kWidth<T>)
+      store4(to, load4(theta_.get() + i * d_pad + c));
   }
 
   // The products x_r x_c in the order of the triangle, and the weights that scores give them.
-  template <int D> void multiply(int64_t d) {
-    const T* x = x_.get();
-    T *outer = outer_.get(), *weight = weight_.get();
+  template <int D> void multiply(Request& request, int64_t d) {
+    const T* x = request.x.get();
+    T *outer = request.outer.get(), *weight = request.weight.get();
     const T* twice = twice_.get();
     const int64_t numbers = numbers_;
 #if !defined(__clang__)
@@ -233,16 +270,20 @@ template <typename T> class Statistics {
 
   // Ridge regression towards theta_0: the estimate towards 0 plus ridge x^T V^-1 theta_0, which is
   // the triangle's product with the weights (x_r t_c + x_c t_r) / (1 + [r = c]).
-  void add_common_prior(T ridge) {
-    const T *x = x_.get(), *t = common_.theta(), *twice = twice_.get();
-    T *shrunk = shrunk_.get(), *means = scores.mean.get();
+  void add_common_prior(Request& request, T ridge) {
+    const T *x = request.x.get(), *t = common_.theta(), *twice = twice_.get();
+    T *shrunk = shrunk_.get(), *means = request.mean.get();
     int64_t k = 0;
     for (int64_t r = 0; r < d_; ++r)
       for (int64_t c = 0; c <= r; c += 4, k += 4) {
         const Four<T> both = x[r] * load4(t + c) + t[r] * load4(x + c);
-        store4(weight_.get() + k, both * load4(twice + k) / T(2));
+        store4(prior_.get() + k, both * load4(twice + k) / T(2));
       }
-    products(triangle_.get(), weight_.get(), groups_, shrunk);
+    const T* prior[1] = {prior_.get()};
+    for (int64_t b = 0; b < padded_; b += kWidth<T>) {
+      T* out[1] = {shrunk + b};
+      sums<0, 1>(triangle_.get() + b * groups_ * 4, prior, groups_, out);
+    }
     const T untouched = dot(x, t, d_pad_);
     for (int64_t i = 0; i < n_; ++i)
       means[i] += touched_[i] > 0 ? ridge * shrunk[i] : untouched;
@@ -258,19 +299,53 @@ template <typename T> class Statistics {
     }
   }
 
-  // out[i] = sum over all fours of adapter i's numbers times `weight`.
-  void products(const T* array, const T* weight, int64_t groups, T* out) const {
-    for (int64_t b = 0; b < padded_; b += kWidth<T>) {
-      Vec<T> part[4] = {};
-#pragma GCC unroll 4
-      for (int64_t g = 0; g < groups; ++g) {
-        const Vec<T> w = repeat4(weight + 4 * g);
-        for (int k = 0; k < 4; ++k) part[k] += load(array + k * kWidth<T>) * w;
-        array += 4 * kWidth<T>;
-      }
-      for (int k = 0; k < 4; ++k) part[k] = sum4(part[k]);
-      store(out + b, one_of_each<T>(part));
+  // Fours of a triangle.
+  static constexpr int64_t groups_of(int64_t d) {
+    int64_t groups = 0;
+    for (int64_t r = 0; r < d; ++r) groups += r / 4 + 1;
+    return groups;
+  }
+
+  // Products of a block of adapters with R requests.
+  template <int D, int R> void products(Request* requests, int64_t block) {
+    const T *weight[R], *x[R];
+    T *squared[R], *mean[R];
+    for (int r = 0; r < R; ++r) {
+      Request& one = requests[r];
+      weight[r] = one.weight.get(), x[r] = one.x.get();
+      squared[r] = one.squared.get() + block, mean[r] = one.mean.get() + block;
     }
+    sums<groups_of(D), R>(triangle_.get() + block * groups_ * 4, weight, groups_, squared);
+    sums<(D + 3) / 4, R>(estimate_.get() + block * theta_groups_ * 4, x, theta_groups_, mean);
+  }
+
+  // out[r][i] = sum over all fours of adapter i's numbers times `weight[r]`, for a block of
+  // adapters; G is the number of fours where it is known.
+  template <int64_t G, int R>
+  static void sums(const T* array, const T* const* weight, int64_t given, T* const* out) {
+    const int64_t groups = G > 0 ? G : given;
+    Vec<T> part[R][4] = {};
+#pragma GCC unroll 4
+    for (int64_t g = 0; g < groups; ++g, array += 4 * kWidth<T>) {
+      Vec<T> w[R];
+      for (int r = 0; r < R; ++r) w[r] = repeat4(weight[r] + 4 * g);
+      for (int k = 0; k < 4; ++k) {
+        const Vec<T> numbers = load(array + k * kWidth<T>);
+        for (int r = 0; r < R; ++r) part[r][k] = fused(numbers, w[r], part[r][k]);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int k = 0; k < 4; ++k) part[r][k] = sum4(part[r][k]);
+      store(out[r], one_of_each<T>(part[r]));
+    }
+  }
+
+  // The same sum for one adapter, in the same order.
+  static T product(const T* array, const T* weight, int64_t groups) {
+    Four<T> part = {};
+    for (int64_t g = 0; g < groups; ++g, array += 4 * kWidth<T>)
+      part = fused(load4(array), load4(weight + 4 * g), part);
+    return (part[0] + part[1]) + (part[2] + part[3]);
   }
 
   bool pooled_;
@@ -280,8 +355,10 @@ template <typename T> class Statistics {
   Array<Integer> row_of_, column_of_;          // of each product x_r x_c
   Array<T> triangle_, estimate_;               // what scores read
   Array<T> inverse_, theta_, sum_, recent_;    // by adapter, rows padded
-  Array<T> x_, v_, scaled_, outer_, twice_, weight_, squared_, shrunk_;
+  Array<T> v_, scaled_, twice_, prior_, shrunk_;
   Array<T> floor_, touched_;
+  Request requests_[kMost];
+  int64_t together_ = kSureSums ? kMost : 1;
 };
 
 }  // namespace polar

@@ -2,6 +2,7 @@
 //
 // One lane after the other, all its rounds at once: its statistics stay in the fastest cache, and
 // what a lane gives depends on nothing beside it.
+#include <algorithm>
 #include <new>
 #include <optional>
 
@@ -19,12 +20,14 @@ template <typename T> class Kernel {
       experts_.emplace_back(sizes, statistics_.padded());
     penalty_.resize(statistics_.padded(), T(0));
     starved_.resize(statistics_.padded(), -kInf<T>);
+    pulls_.resize(statistics_.padded()), price_.resize(statistics_.padded());
   }
 
   void serve(Lane<T>& lane) {
     statistics_.begin(lane);
     for (Experts<T>& one : experts_) one.begin(lane);
     charge(lane);
+    for (int64_t i = 0; i < n_; ++i) pulls_[i] = static_cast<T>(lane.pulls[i]);
     pending_ = true;
     switch (sizes_.features) {
       case 16: rounds<16>(lane); break;
@@ -39,21 +42,38 @@ template <typename T> class Kernel {
  private:
   template <int D> void rounds(Lane<T>& lane) {
     const int64_t stop = lane.span[1] < sizes_.rounds ? lane.span[1] : sizes_.rounds;
-    for (int64_t t = lane.span[0]; t < stop; ++t) {
-      statistics_.template score<D>(lane, lane.context + t * sizes_.features, with_.theory);
-      bool forced = false;
-      const int64_t a = select(lane, &forced);
-      T reward = lane.utility[t * n_ + a] + lane.noise[t];
-      if (with_.binary) reward = std::floor(reward);
-      book(lane, t, a, forced);
-      statistics_.template observe<D>(lane, a, reward);
+    for (int64_t t = lane.span[0]; t < stop;) {
+      const int64_t count = std::min(statistics_.together(), stop - t);
+      statistics_.template look<D>(lane.context + t * sizes_.features, count);
+      for (int64_t k = 0; k < count; ++k, ++t) {
+        const int64_t a = round<D>(lane, t, k);
+        // Only what it has learnt is another than it was when it was looked at.
+        for (int64_t later = k + 1; later < count; ++later)
+          statistics_.template look_again<D>(a, later);
+      }
     }
   }
 
-  // What the index of each adapter is charged with the set as it is.
+  // Serves request `k` of those that were looked at; returns the adapter.
+  template <int D> int64_t round(Lane<T>& lane, int64_t t, int64_t k) {
+    statistics_.template score<D>(lane, k, with_.theory);
+    bool forced = false;
+    const int64_t a = select(lane, &forced);
+    T reward = lane.utility[t * n_ + a] + lane.noise[t];
+    if (with_.binary) reward = std::floor(reward);
+    book(lane, t, a, forced);
+    statistics_.template observe<D>(lane, k, a, reward);
+    pulls_[a] = static_cast<T>(lane.pulls[a]);
+    return a;
+  }
+
+  // What the index of each adapter is charged with the set as it is, and what exploring it counts.
   void charge(const Lane<T>& lane) {
-    for (int64_t i = 0; i < n_; ++i)
-      penalty_[i] = lane.resident[i] ? T(0) : lane.numbers[kCostWeight] * lane.paging_cost[i];
+    for (int64_t i = 0; i < n_; ++i) {
+      const T cost = lane.paging_cost[i];
+      penalty_[i] = lane.resident[i] ? T(0) : lane.numbers[kCostWeight] * cost;
+      price_[i] = lane.resident[i] || !(cost > 1) ? T(1) : cost;
+    }
   }
 
   int64_t best() {
@@ -72,10 +92,10 @@ template <typename T> class Kernel {
       if (*forced) return least;
     } else if (with_.selection == kRelevant) {
       const T quota = static_cast<T>(lane.span[2]);
-      for (int64_t i = 0; i < n_; ++i) {
-        const T cost = lane.paging_cost[i] > 1 ? lane.paging_cost[i] : T(1);
-        const T spent = static_cast<T>(lane.pulls[i]) * (lane.resident[i] ? T(1) : cost);
-        starved_[i] = spent < quota ? scores.index[i] : -kInf<T>;
+      const Vec<T> nothing = Vec<T>{} - kInf<T>;
+      for (int64_t i = 0; i < statistics_.padded(); i += kWidth<T>) {
+        const Vec<T> spent = load(pulls_.get() + i) * load(price_.get() + i);
+        store(starved_.get() + i, spent < quota ? load(scores.index.get() + i) : nothing);
       }
       const Best<T> starved = first_max(starved_.get(), statistics_.padded());
       const T highest = first_max(scores.index.get(), statistics_.padded()).value;
@@ -92,8 +112,7 @@ template <typename T> class Kernel {
     bool* sets = lane.sets + t * n_;
     std::memcpy(sets, lane.resident, static_cast<size_t>(n_));
     const int64_t bought = admit(lane, a);
-    const size_t size = static_cast<size_t>(n_);
-    const bool changed = std::memcmp(sets, lane.resident, size) != 0;
+    const bool changed = with_.controller != kFixed && differ(sets, lane.resident);
     int32_t loads = 0;
     T cost = 0, milliseconds = 0;
     if (changed) charge(lane);
@@ -109,6 +128,10 @@ template <typename T> class Kernel {
     lane.loads[t] = loads;
     lane.switched[t] = cost;
     lane.switched_ms[t] = milliseconds;
+  }
+
+  bool differ(const bool* a, const bool* b) const {
+    return std::memcmp(a, b, static_cast<size_t>(n_)) != 0;
   }
 
   int64_t admit(Lane<T>& lane, int64_t a) {
@@ -129,7 +152,7 @@ template <typename T> class Kernel {
   int64_t n_;
   Statistics<T> statistics_;
   std::vector<Experts<T>> experts_;
-  Array<T> penalty_, starved_;
+  Array<T> penalty_, starved_, pulls_, price_;
   bool pending_ = true;  // whether loads of a replan may be waiting to be booked
 };
 

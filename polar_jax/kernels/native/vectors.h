@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #if defined(__AVX__)
@@ -28,6 +29,9 @@ template <typename T> using Vec = typename Wide<T>::vec;
 template <typename T> using Four = typename Wide<T>::four;
 template <typename T> constexpr int kWidth = kBytes / static_cast<int>(sizeof(T));
 template <typename T> constexpr T kInf = std::numeric_limits<T>::infinity();
+
+// A whole number of the same size.
+template <typename T> using Whole = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
 template <typename T> inline Vec<T> load(const T* from) {
   Vec<T> out;
@@ -61,6 +65,26 @@ inline Vec<float> repeat4(const float* from) {
 }
 #endif
 inline Vec<double> repeat4(const double* from) { return load(from); }
+#endif
+
+// a * b + c. Compilers fuse it or not as they see fit, here they must not choose: a sum that is taken
+// twice is to be the same to the bit.
+#if defined(__FMA__)
+inline __m128 fused(__m128 a, __m128 b, __m128 c) { return _mm_fmadd_ps(a, b, c); }
+inline __m256 fused(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+inline __m256d fused(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
+#if defined(__AVX512F__)
+inline __m512 fused(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+inline __m512d fused(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
+#endif
+#else
+template <typename V> inline V fused(V a, V b, V c) { return a * b + c; }
+#endif
+// Whether it is sure that they do not.
+#if defined(__x86_64__)
+constexpr bool kSureSums = true;
+#else
+constexpr bool kSureSums = false;
 #endif
 
 // Numbers of a vector by their places; compilers have one form of it or the other.
@@ -142,6 +166,22 @@ template <> inline float largest<float>(Vec<float> x) { return _mm512_reduce_max
 template <> inline int place_of<float>(Vec<float> x, float value) {
   return __builtin_ffs(_mm512_cmp_ps_mask(x, _mm512_set1_ps(value), _CMP_EQ_OQ)) - 1;
 }
+#elif defined(__AVX__)
+inline bool any(Place<Vec<float>> mask) { return _mm256_movemask_ps((__m256)mask) != 0; }
+template <> inline float sum<float>(Vec<float> x) {
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+template <> inline float largest<float>(Vec<float> x) {
+  __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
+template <> inline int place_of<float>(Vec<float> x, float value) {
+  const __m256 same = _mm256_cmp_ps(x, _mm256_set1_ps(value), _CMP_EQ_OQ);
+  return __builtin_ffs(_mm256_movemask_ps(same)) - 1;
+}
 #endif
 
 // A row and its padding, which a lane that went wrong may have left something in.
@@ -149,7 +189,7 @@ template <typename T> inline void pad(T* to, const T* from, int64_t count, int64
   for (int64_t c = 0; c < padded; ++c) to[c] = c < count ? from[c] : T(0);
 }
 
-inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+constexpr inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Sum of products of two arrays padded with zeros to whole vectors.
 template <typename T> inline T dot(const T* a, const T* b, int64_t padded) {
