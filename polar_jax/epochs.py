@@ -171,7 +171,9 @@ def chunk_clock(
     interval = np.where(rounds < horizon, np.searchsorted(marks, rounds + 1), -1)
 
     def padded(values: np.ndarray, dtype: type) -> np.ndarray:
-        return np.pad(values, (0, num_rounds + 1 - values.size)).astype(dtype)
+        room = np.zeros(num_rounds + 1, dtype)
+        room[: values.size] = values
+        return room
 
     return ChunkClock(
         first_round=np.int32(first_round),

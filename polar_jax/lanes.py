@@ -313,19 +313,18 @@ class _Run:
             tile.current = self._settled(self._draw(tile, tile.setup.key, block))
             if self.keep:
                 tile.rounds.append(jax.tree.map(self.place.host, tile.current))
-        # An accelerator works on the next chunk while the host adds the one before.
-        tile.add(policy)
-        tile.states[policy], tile.waiting[policy], decisions = self._settled(
-            self.calls.advance[policy](
-                tile.states[policy],
-                tile.setup.inputs,
-                tile.chosen,
-                tile.current,
-                tile.inputs.data[policy],
-                clocks[policy],
-                tile.inputs.subsets,
-            )
+        served = self.calls.advance[policy](
+            tile.states[policy],
+            tile.setup.inputs,
+            tile.chosen,
+            tile.current,
+            tile.inputs.data[policy],
+            clocks[policy],
+            tile.inputs.subsets,
         )
+        # The device works on this chunk while the host adds the one before.
+        tile.add(policy)
+        tile.states[policy], tile.waiting[policy], decisions = self._settled(served)
         if self.keep:
             tile.decisions[policy].append(jax.tree.map(self.place.host, decisions))
 
