@@ -103,6 +103,22 @@ def test_a_dry_run_shows_the_script_and_writes_nothing(cluster, tmp_path):
     assert cluster.queue() == {}
 
 
+def test_the_script_asks_for_what_the_plan_chose_of_a_nodes_accelerators(cluster, tmp_path):
+    path = helpers.spec(tmp_path, shards=1)
+    one_tile = path.read_text()
+    for seeds, chosen in ((64, 1), (8 * 4096, 8)):
+        path.write_text(one_tile.replace("seeds = 64", f"seeds = {seeds}"), "utf-8")
+        told = helpers.cli(
+            *("sweep", "submit", path, "--out", tmp_path / "out", "--dry-run"),
+            *("--gpus-per-node", "8", "--cpus-per-task", "3"),
+            environment=cluster.environment,
+        ).stdout
+        for line in (f"#SBATCH --gpus-per-task={chosen}\n", "#SBATCH --cpus-per-task=3\n"):
+            assert line in told
+        assert f"; a task gets {chosen} of a node's 8.\n" in told
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_killed_task_loses_its_shard_alone_and_the_next_submit_completes_it(cluster, tmp_path):
     path, out = helpers.spec(tmp_path, shards=4, horizon=LONG), tmp_path / "out"
     fast = ("--checkpoint-seconds", "0.5")
