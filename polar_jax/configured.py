@@ -143,7 +143,7 @@ def _synthetic(config: RunConfig) -> _Stream:
     env = environments.environment(
         config.environment, num_clusters=config.clusters, num_segments=config.segments
     )
-    params = environments.environment_params(
+    params = _stream_params(
         env,
         horizon=config.horizon,
         noise=config.noise,
@@ -155,6 +155,10 @@ def _synthetic(config: RunConfig) -> _Stream:
     )
     # Rewards of 0 and 1 are 1/2-sub-Gaussian.
     return _Stream(env, params, 0.5 if env.binary_reward else config.noise, {})
+
+
+# Seven small arrays on a device: the cells of a sweep that share a stream share them.
+_stream_params = functools.lru_cache(maxsize=64)(environments.environment_params)
 
 
 def read_replay(config: RunConfig) -> replays.Replay:

@@ -114,7 +114,10 @@ class Experiment:
                 )
         if len(self.seeds) == 0:
             raise ValueError("seeds must hold at least one seed, got none.")
-        for seed in (*self.seeds, self.base_seed):
+        # What lies between the ends of a range is whole and in range where they are.
+        seeds = self.seeds
+        ends = (seeds[0], seeds[-1]) if isinstance(seeds, range) else tuple(seeds)
+        for seed in (*ends, self.base_seed):
             checks.between("seed", seed, 0, 2**31 - 1, whole=True)
 
 
@@ -199,10 +202,18 @@ def cost_arrays(
         "synthetic": np.asarray(costs.table is None),
         "price_per_ms": np.asarray(costs.price_per_ms, dtype),
         "synthetic_mean": np.asarray(costs.synthetic_mean, dtype),
-        "mean_ms": np.pad(np.asarray(mean_ms, dtype), (0, room)),
-        "samples_ms": np.pad(samples[0], ((0, room), (0, 0))),
-        "sample_count": np.pad(samples[1], (0, room), constant_values=1),
+        "mean_ms": _with_room(np.asarray(mean_ms, dtype), room, 0),
+        "samples_ms": _with_room(samples[0], room, 0),
+        "sample_count": _with_room(samples[1], room, 1),
     }
+
+
+def _with_room(values: np.ndarray, room: int, filled: int) -> np.ndarray:
+    """Values of adapters, and those of as many more as there is room for."""
+    if not room:
+        return values
+    more = np.full((room, *values.shape[1:]), filled, values.dtype)
+    return np.concatenate([values, more])
 
 
 def kinship(experiment: Experiment) -> Any:

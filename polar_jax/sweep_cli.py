@@ -29,6 +29,9 @@ _SWEEPS: dict[str, type[Any]] = {
     "submit": SweepSubmit,
     "cancel": SweepCancel,
 }
+# Slurm ends a job step and has srun pass the same signal on: within so many seconds it is one. Who
+# presses Ctrl-C twice means it.
+_ECHO_SECONDS = 5.0
 _USAGE = f"""usage: {PROGRAM} sweep COMMAND [OPTIONS]
 
 A grid of configurations from one TOML file: planned, run, resumed at will, reported.
@@ -179,10 +182,16 @@ def _stored_seconds(out: pathlib.Path) -> float:
 def _stop_at_signals(stop: "Stop") -> list[int]:
     """The first signal asks the run to stop, a second one ends the process at once."""
     received: list[int] = []
+    began = 0.0
 
     def handler(number: int, _frame: FrameType | None) -> None:
+        nonlocal began
         if received:
+            echo = number == received[0] and time.monotonic() < began + _ECHO_SECONDS
+            if echo and number != signal.SIGINT:
+                return
             os._exit(128 + number)
+        began = time.monotonic()
         received.append(number)
         stop.requested = True
         terminal.say_at_once(f"\n{PROGRAM}: stopping; a checkpoint is being written.\n")

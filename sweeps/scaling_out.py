@@ -242,11 +242,11 @@ def draw(
     sizes = sorted({int(str(row["times"])) for row in rows})
     for axis, many in zip(axes, sizes, strict=False):
         _lines(axis, [row for row in rows if row["times"] == many], "devices")
-        title = f"{many:,} times its seeds" if many > 1 else "as shipped"
-        axis.set(title=f"studies {title}", xlabel="devices", xscale="log")
+        title = f"studies with {many:,} times the seeds" if many > 1 else "studies as shipped"
+        axis.set(title=title, xlabel="devices", xscale="log")
     _lines(axes[2], fast, "speed")
     axes[2].set(
-        title=f"{sizes[-1]:,} times their seeds, {DEVICES[-1]:,} devices",
+        title=f"{sizes[-1]:,} times the seeds, {DEVICES[-1]:,} devices",
         xlabel="speed of a device (1: 2 CPU cores)",
         xscale="log",
     )

@@ -1,9 +1,10 @@
-"""A real Slurm of one node on loopback, for tests: own folder, ports and key, no accounting.
+"""A real Slurm of one or two nodes on loopback, for tests: own folder, ports, key; no accounting.
 
 Needs Debian's packages `slurmctld slurmd slurm-client munge`; neither systemd nor cgroups.
 """
 
 import contextlib
+import functools
 import getpass
 import os
 import pathlib
@@ -28,18 +29,17 @@ _CONFIGURATION = """
 ClusterName=polartest
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
 SlurmUser={user}
 SlurmdUser={user}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -56,10 +56,14 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerParameters=sched_interval=2,bf_interval=2{scheduling}
 {gres}
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=4000{node_gres} State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES PriorityTier=1 MaxTime=INFINITE State=UP
-PartitionName=urgent Nodes={host} PriorityTier=10 MaxTime=INFINITE State=UP
+{nodes}
+PartitionName=main Nodes=ALL Default=YES PriorityTier=1 MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE State=UP
 """
+_NODE = (
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} "
+    "RealMemory=4000{gres} State=UNKNOWN"
+)
 
 
 def absent() -> str:
@@ -83,12 +87,14 @@ class Cluster:
       folder: where it keeps everything.
       environment: variables under which Slurm's commands reach it.
       gpus: how many fake GPUs it has.
+      nodes: names of its nodes.
     """
 
     def __init__(
         self,
         folder: pathlib.Path,
         *,
+        nodes: int = 1,
         cpus: int = 8,
         max_array: int = MAX_ARRAY,
         scheduling: str = "",
@@ -97,7 +103,8 @@ class Cluster:
 
         Args:
           folder: an existing folder of its own that every user may enter.
-          cpus: processors that its node claims to have.
+          nodes: 1, or 2, which have no fake GPUs.
+          cpus: processors that each of its nodes claims to have.
           max_array: tasks of an array.
           scheduling: more of `SchedulerParameters`.
         """
@@ -106,22 +113,26 @@ class Cluster:
         path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
         self.environment = {**os.environ, "PATH": path, "SLURM_CONF": str(folder / "slurm.conf")}
         self._running: dict[str, Process] = {}
-        devices = self._fake_gpus()
+        devices = self._fake_gpus() if nodes == 1 else []
         self.gpus = len(devices)
-        (folder / "state").mkdir()
-        (folder / "spool").mkdir()
+        # The first has a name that can be resolved, which is where processes meet.
+        self.nodes = [self.host, *(f"{self.host}-{number}" for number in range(2, nodes + 1))]
+        for name in ("state", *(f"spool-{node}" for node in self.nodes)):
+            (folder / name).mkdir()
+        gres = f" Gres=gpu:{len(devices)}" if devices else ""
         (folder / "slurm.conf").write_text(
             _CONFIGURATION.format(
                 host=self.host,
                 controller_port=_free_port(),
-                node_port=_free_port(),
                 folder=folder,
                 user=getpass.getuser(),
-                cpus=cpus,
                 max_array=max_array,
                 scheduling=f",{scheduling}" if scheduling else "",
                 gres="GresTypes=gpu" if devices else "",
-                node_gres=f" Gres=gpu:{len(devices)}" if devices else "",
+                nodes="\n".join(
+                    _NODE.format(name=name, host=self.host, port=_free_port(), cpus=cpus, gres=gres)
+                    for name in self.nodes
+                ),
             ),
             "utf-8",
         )
@@ -129,19 +140,21 @@ class Cluster:
         (folder / "gres.conf").write_text("".join(lines), "utf-8")
 
     def start(self) -> None:
-        """Starts all daemons and waits until the node takes jobs."""
+        """Starts all daemons and waits until the nodes take jobs."""
         self._start("munged", self._munged, self._munge_answers)
         self._start("slurmctld", lambda: self._daemon("slurmctld"), self._controller_answers)
-        self._start("slurmd", lambda: self._daemon("slurmd"), self._node_is_idle)
+        for node in self.nodes:
+            start = functools.partial(self._daemon, "slurmd", "-N", node)
+            self._start(f"slurmd {node}", start, functools.partial(self._node_is_idle, node))
 
     def stop(self) -> None:
         """Ends all daemons and what they started, by process number."""
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             self.run("scancel", "--quiet", f"--user={getpass.getuser()}", timeout=10)
             self._until(lambda: not self.queue(), 25.0)
-        for name in ("slurmd", "slurmctld", "munged"):
-            if name in self._running:
-                _end(self._running.pop(name).running)
+        # What was started last first.
+        for name in reversed(list(self._running)):
+            _end(self._running.pop(name).running)
         for steps in _processes_below(str(self.folder)):
             with contextlib.suppress(OSError):
                 os.kill(steps, signal.SIGKILL)
@@ -192,8 +205,7 @@ class Cluster:
         if process.poll() is not None:
             raise RuntimeError(f"{name} ended with {process.returncode}\n{self._logs()}")
 
-    def _daemon(self, name: str) -> "subprocess.Popen[bytes]":
-        more = ("-N", self.host) if name == "slurmd" else ()
+    def _daemon(self, name: str, *more: str) -> "subprocess.Popen[bytes]":
         with open(self.folder / f"{name}.out", "ab") as output:
             return subprocess.Popen(
                 [*_dying_with_us(), name, "-D", *more],
@@ -257,9 +269,10 @@ class Cluster:
             return "is UP" in self.run("scontrol", "ping", timeout=10)
         return False
 
-    def _node_is_idle(self) -> bool:
+    def _node_is_idle(self, node: str) -> bool:
+        words = ("sinfo", "--noheader", f"--nodes={node}", "--format=%T")
         with contextlib.suppress(subprocess.SubprocessError):
-            return self.run("sinfo", "--noheader", "--format=%T", timeout=10).startswith("idle")
+            return self.run(*words, timeout=10).startswith("idle")
         return False
 
     def _until(self, true: Callable[[], bool], seconds: float) -> bool:
@@ -277,7 +290,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def running(
-    *, cpus: int = 8, max_array: int = MAX_ARRAY, scheduling: str = ""
+    *, nodes: int = 1, cpus: int = 8, max_array: int = MAX_ARRAY, scheduling: str = ""
 ) -> Iterator[Cluster]:
     """A cluster for as long as the block runs; nothing of it is left, whatever happens."""
     # Every user must be able to enter it, and paths of sockets are short.
@@ -285,7 +298,9 @@ def running(
     folder.chmod(0o755)
     cluster = None
     try:
-        cluster = Cluster(folder, cpus=cpus, max_array=max_array, scheduling=scheduling)
+        cluster = Cluster(
+            folder, nodes=nodes, cpus=cpus, max_array=max_array, scheduling=scheduling
+        )
         cluster.start()
         yield cluster
     finally:

@@ -26,6 +26,11 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> st
         (["--shards-per-task", "0"], "--shards-per-task must be a whole number in [1, 1e+06]"),
         (["--max-attempts", "0"], "--max-attempts must be a whole number in [1, 1e+06], got 0"),
         (["--gpus-per-task", "-1"], "--gpus-per-task must be a whole number in [0, 1e+06]"),
+        (["--gpus-per-node", "0"], "--gpus-per-node must be a whole number in [1, 4096]"),
+        (
+            ["--gpus-per-node", "8", "--gpus-per-task", "1"],
+            "--gpus-per-node and --gpus-per-task exclude each other",
+        ),
         (["--time", "0"], "--time must be a whole number in [1, 1e+06], got 0"),
         (["--memory", "nan"], "--memory must be in (0, 1.04858e+06], got nan"),
         (["--checkpoint-seconds", "0"], "--checkpoint-seconds must be in (0, 86400], got 0"),

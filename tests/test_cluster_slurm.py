@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(slurm_cluster.absent()), reason=slurm_cluster.absent() or "there"),
 ]
-TEMPLATE = pathlib.Path(__file__).parents[1] / "sweeps" / "batch" / "array.sbatch"
+TEMPLATES = pathlib.Path(__file__).parents[1] / "sweeps" / "batch"
 LONG = 300_000  # requests: about 8 s of one core
 
 
@@ -101,6 +101,22 @@ def test_a_dry_run_shows_the_script_and_writes_nothing(cluster, tmp_path):
         assert line in told
     assert not (tmp_path / "out").exists()
     assert cluster.queue() == {}
+
+
+def test_the_script_asks_for_what_the_plan_chose_of_a_nodes_accelerators(cluster, tmp_path):
+    path = helpers.spec(tmp_path, shards=1)
+    one_tile = path.read_text()
+    for seeds, chosen in ((64, 1), (8 * 4096, 8)):
+        path.write_text(one_tile.replace("seeds = 64", f"seeds = {seeds}"), "utf-8")
+        told = helpers.cli(
+            *("sweep", "submit", path, "--out", tmp_path / "out", "--dry-run"),
+            *("--gpus-per-node", "8", "--cpus-per-task", "3"),
+            environment=cluster.environment,
+        ).stdout
+        for line in (f"#SBATCH --gpus-per-task={chosen}\n", "#SBATCH --cpus-per-task=3\n"):
+            assert line in told
+        assert f"; a task gets {chosen} of a node's 8.\n" in told
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_killed_task_loses_its_shard_alone_and_the_next_submit_completes_it(cluster, tmp_path):
@@ -263,24 +279,86 @@ def test_a_wrong_partition_is_said_in_sbatchs_words_and_leaves_no_record(cluster
     assert not list((out / "cluster").glob("[0-9]*"))
 
 
-def test_the_template_without_submitit_runs_its_slices(cluster, tmp_path):
-    path, out = helpers.spec(tmp_path, shards=20), tmp_path / "out"
+def by_template(
+    cluster: slurm_cluster.Cluster,
+    name: str,
+    path: pathlib.Path,
+    out: pathlib.Path,
+    *more: str,
+    options: str = "",
+) -> str:
+    """Hands a template over as a user would; returns the script."""
     environment = {
         **cluster.environment,
         "SPEC": str(path),
         "OUT": str(out),
         "POLAR_JAX": f"{sys.executable} -m polar_jax",
-        "OPTIONS": f"--shard-seconds {helpers.SHARD_SECONDS}",
+        "OPTIONS": f"--shard-seconds {helpers.SHARD_SECONDS} {options}",
     }
-    # As a part that is submitted again: Slurm counts 2 tasks then, the slices stay of 16.
+    script = TEMPLATES / name
     subprocess.run(
-        ["sbatch", "--array=2,3", "--chdir", str(tmp_path), str(TEMPLATE)],
+        ["sbatch", *more, "--chdir", str(out.parent), str(script)],
         env=environment,
         check=True,
         capture_output=True,
         timeout=60,
     )
+    return script.read_text()
+
+
+def test_the_template_without_submitit_runs_its_slices(cluster, tmp_path):
+    path, out = helpers.spec(tmp_path, shards=20), tmp_path / "out"
+    # As a part that is submitted again: Slurm counts 2 tasks then, the slices stay of 16.
+    script = by_template(cluster, "array.sbatch", path, out, "--array=2,3")
     cluster.wait_idle(120)
     found = {int(file.stem) for file in (out / "shards").rglob("*.parquet")}
     assert found == {2, 18, 3, 19}
-    assert "#SBATCH --array=0-15" in TEMPLATE.read_text()
+    assert "#SBATCH --array=0-15" in script
+
+
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm_cluster.Cluster]:
+    """A cluster of two nodes, each with a daemon of its own, on this machine."""
+    with slurm_cluster.running(nodes=2, cpus=2) as running:
+        folder = tmp_path_factory.mktemp("programs")
+        running.environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        yield running
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_processes_of_one_srun_compute_shards_together_to_the_bit(two_nodes, tmp_path, nodes):
+    path, out = helpers.spec(tmp_path, shards=4), tmp_path / "out"
+    words = (sys.executable, "-m", "polar_jax", "sweep", "run", str(path), "--out", str(out))
+    options = ("--devices", "1", "--no-report", "--shard-seconds", helpers.SHARD_SECONDS)
+    step = ("srun", f"--nodes={nodes}", "--ntasks=2", "--label")
+    said = two_nodes.run(*step, *words, "--distributed", *options, timeout=300)
+    # Process 0 alone tells, once the transport has greeted.
+    (line,) = (line for line in said.splitlines() if "[Gloo]" not in line)
+    assert line.startswith("0: 4 of 4 shards are done")
+    helpers.run_here(path, tmp_path / "here", two_nodes.environment)
+    helpers.assert_same_bits(out, tmp_path / "here", shards=4)
+    told = helpers.status(out, two_nodes.environment)
+    assert "shards: 4 of 4 done, 0 missing, 0 failed, 0 in work" in told
+
+
+def test_a_preempted_job_of_two_nodes_is_queued_again_and_goes_on(two_nodes, tmp_path):
+    path, out = helpers.spec(tmp_path, shards=1, horizon=2 * LONG), tmp_path / "out"
+    by_template(two_nodes, "distributed.sbatch", path, out, options="--checkpoint-seconds 0.5")
+    helpers.until(lambda: helpers.checkpointed(out, 0), 120, "a checkpoint")
+    assert "0 of 1 done, 1 missing, 0 failed, 1 in work" in helpers.status(
+        out, two_nodes.environment
+    )
+    two_nodes.run(
+        *("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 1"),
+        "--output=/dev/null",
+    )
+    (log,) = tmp_path.glob("together-*.log")
+    # Slurm tells the job step, and srun the same processes once more: one checkpoint for all.
+    helpers.until(lambda: "the one in work is checkpointed" in log.read_text(), 60, "preemption")
+    preempted = helpers.stored(out)
+    assert preempted > 0
+    # The same job, queued again by Slurm.
+    helpers.until(lambda: helpers.stored(out) > preempted, 120, "the next checkpoint")
+    two_nodes.wait_idle(120)
+    helpers.run_here(path, tmp_path / "here", two_nodes.environment)
+    helpers.assert_same_bits(out, tmp_path / "here", shards=1)

@@ -22,6 +22,7 @@ from polar_jax.cluster import journal, standing, submission, watch
 from polar_jax.cluster.engines import Alive, EngineError
 from polar_jax.cluster.task import MAX_FRUITLESS, Task, TaskError, planned
 from polar_jax.sweep import plan as plans
+from polar_jax.sweep import spec as specs
 from polar_jax.sweep import store
 
 
@@ -233,6 +234,74 @@ def test_portable_code_is_asked_of_tasks_and_kept_apart(tmp_path, plan, schedule
         submit(plan, out)
     with pytest.raises(ValueError, match=r"--portable is about .* the plan is for gpu\.$"):
         submit(dataclasses.replace(plan, platform="gpu"), out)
+
+
+ON_GPUS = """
+[fixed]
+adapters = 5
+context_dim = 3
+seeds = {seeds}
+policies = ["lru"]
+horizon = 2_000
+[axes]
+price_per_ms = {prices}
+"""
+
+
+def on_gpus(folder: pathlib.Path, *, many: bool) -> plans.Plan:
+    """A plan for GPUs: many shards of one tile each, or one shard of 8 tiles."""
+    seeds, prices = (
+        (64, [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08]) if many else (32_768, [0.01])
+    )
+    path = folder / "gpus.toml"
+    path.write_text(ON_GPUS.format(seeds=seeds, prices=prices), "utf-8")
+    return plans.make(specs.read(path), shard_seconds=1e-3 if many else 1e4, platform="gpu")
+
+
+@pytest.mark.parametrize(
+    ("many", "each", "why"),
+    [
+        (True, 1, "8 processes of one device each: busy 100% of the time"),
+        (False, 8, "one process over all 8 devices: busy 100% of the time"),
+    ],
+)
+def test_the_plan_chooses_how_many_accelerators_a_task_gets(tmp_path, scheduler, many, each, why):
+    plan, out = on_gpus(tmp_path, many=many), tmp_path / "out"
+    assert len(plan.shards) == (8 if many else 1)
+    asked = submission.request(plan, options(plan, gpus_per_node=8), out)["resources"]
+    assert (asked["gpus_per_task"], asked["gpus_per_node"]) == (each, 8)
+    assert asked["layout"].startswith(why)
+    # As asked for where the plan is not to choose.
+    asked = submission.request(plan, options(plan, gpus_per_task=2), out)["resources"]
+    assert (asked["gpus_per_task"], asked["gpus_per_node"], asked["layout"]) == (2, None, "")
+    # Whatever is done by then, and also where it is not said again, the choice stays.
+    submit(plan, out, gpus_per_node=8)
+    scheduler.alive = {}
+    for again, chosen in (({"gpus_per_node": 8}, each), ({}, each), ({"gpus_per_task": 0}, 0)):
+        later = submission.request(plan, options(plan, **again), out)["resources"]
+        assert later["gpus_per_task"] == chosen
+
+
+def test_a_plan_for_processors_does_not_choose_accelerators(tmp_path, plan, scheduler):
+    del scheduler
+    with pytest.raises(ValueError, match=r"--gpus-per-node is .* the plan is for cpu; got 4\.$"):
+        submit(plan, tmp_path / "out", gpus_per_node=4)
+    assert submission.platform_of(options(plan, gpus_per_node=4), tmp_path / "out") == "gpu"
+
+
+def test_submit_says_what_the_plan_chose(tmp_path, scheduler, capsys):
+    del scheduler
+    plan = on_gpus(tmp_path, many=False)
+    words = ["sweep", "submit", str(tmp_path / "gpus.toml"), "--out", str(tmp_path / "out")]
+    said = "layout: one process over all 8 devices: busy 100% of the time"
+    for more in (["--dry-run"], []):
+        assert cli.main([*words, "--shard-seconds", "1e4", "--gpus-per-node", "8", *more]) == 0
+        told = capsys.readouterr().out
+        assert said in told
+        assert "; a task gets 8 of a node's 8.\n" in told
+    (one,) = journal.read(tmp_path / "out")
+    assert one.request["resources"]["gpus_per_task"] == 8
+    assert one.request["plan_hash"] == plan.plan_hash
 
 
 def test_one_call_at_a_time_works_on_a_sweep(tmp_path, plan, scheduler):

@@ -230,6 +230,8 @@ def test_progress_counts_programs_and_then_every_decision():
         ({"seeds": (-1,)}, "seed must be .*got -1"),
         ({"policies": ()}, "policies must name at least one"),
         ({"base_seed": 2**31}, "seed must be .*got 2147483648"),
+        ({"seeds": range(-1, 3)}, "seed must be .*got -1"),
+        ({"seeds": range(2**31 - 1, 2**31 + 1)}, "seed must be .*got 2147483648"),
     ],
 )
 def test_experiments_that_cannot_run_are_refused(changes, message):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from polar_jax import chunks, policies, programs
+from polar_jax.io import package_data
 from polar_jax.lane_calls import Shape
 from polar_jax.sweep import anytime, costs, plan, run, spec
 
@@ -228,6 +229,20 @@ def test_the_plan_is_the_same_whoever_makes_it():
     first, second = planned(MIXED), planned(MIXED)
     assert [shard.decisions for shard in first.shards] == [s.decisions for s in second.shards]
     assert run.describe(first, None) | {"x": 0} == run.describe(second, None) | {"x": 0}
+
+
+def test_cells_that_differ_in_a_price_share_what_is_slow_to_make(monkeypatch):
+    read = []
+    loads = package_data._read_loads
+    monkeypatch.setattr(package_data, "_read_loads", lambda: read.append(1) or loads())
+    package_data._qwen_table.cache_clear()
+    prices = ", ".join(str(0.001 * (1 + one)) for one in range(40))
+    made = planned(MIXED.replace("noise = [0.1, 0.2]", f"price_per_ms = [{prices}]"))
+    experiments = [cell.experiment for bucket in made.buckets for cell in bucket.cells]
+    assert len(experiments) == 2 * 2 * 40
+    assert len(read) == 1
+    assert len({id(one.costs.table) for one in experiments}) == 1
+    assert len({id(one.environment_params) for one in experiments}) == 1
 
 
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.toml")), ids=lambda path: path.stem)

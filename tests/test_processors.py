@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+import emulated
 import polars
 import pytest
 import sweep_helpers
@@ -28,14 +29,6 @@ slots = [2]
 """
 WIDE = "flags\t\t: fpu avx avx2 bmi1 bmi2 f16c fma abm movbe gfni {}\nmodel name\t: A B\n"
 FULL = "avx512f avx512bw avx512cd avx512dq avx512vl avx512_vnni"
-# Lesser processors by qemu's names: and what it does not have of them and would warn about.
-LACKING = ",".join(
-    f"-{name}" for name in ("pcid", "x2apic", "tsc-deadline", "hle", "rtm", "invpcid")
-)
-emulator = shutil.which("qemu-x86_64")
-has_portable = pytest.mark.skipif(
-    "x86-64-v" not in processors.instruction_set(), reason="this processor has no AVX2"
-)
 
 
 def info(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, text: str) -> None:
@@ -139,7 +132,7 @@ def run(out: pathlib.Path, *more: str, cpu: str = "", **env: str) -> polars.Data
     spec = out.with_suffix(".toml")
     spec.write_text(SPEC, "utf-8")
     words = ["-m", "polar_jax", "sweep", "run", str(spec), "--out", str(out), "--quiet"]
-    before = [str(emulator), "-cpu", f"{cpu},{LACKING}"] if cpu else []
+    before = emulated.before(cpu) if cpu else []
     done = subprocess.run(
         [*before, sys.executable, *words, "--no-report", "--devices", "1", *more],
         env={**os.environ, "XDG_CACHE_HOME": str(out.parent / f"cache{cpu}"), **env},
@@ -151,13 +144,11 @@ def run(out: pathlib.Path, *more: str, cpu: str = "", **env: str) -> polars.Data
     return sweep.load(out)
 
 
-@has_portable
+@emulated.has_portable
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["xla", "native"])
 def test_portable_code_gives_the_bits_of_a_lesser_processor(tmp_path, kernel):
-    if emulator is None:
-        # One machine is one processor; another one has to be emulated.
-        pytest.skip("qemu-x86_64 (package qemu-user) is not installed")
+    emulated.before("Haswell")
     if kernel == "native" and native_build.native().reason:
         # Without a compiler there is no native code to compare.
         pytest.skip(f"no native kernel: {native_build.native().reason}")

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import interrupt_sweep
 import pytest
 
-from polar_jax.sweep import store
+from polar_jax import sweep_cli, terminal
+from polar_jax.sweep import run, store
 
 LONG = interrupt_sweep.SPEC.replace("30_000", "200_000")
 # Runs the command line given, after a change to the program.
@@ -86,6 +88,39 @@ def test_a_signal_checkpoints_and_ends_within_five_seconds(tmp_path, path, numbe
     assert "the same command goes on" in errors
     assert interrupt_sweep.progress(tmp_path / "out") > 0
     assert not list((tmp_path / "out" / "claims").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("second", "seconds", "ended"),
+    [
+        # As Slurm has it: a job step's signal, and srun passes on its own.
+        (signal.SIGTERM, 4.9, []),
+        (signal.SIGTERM, 5.1, [128 + signal.SIGTERM]),
+        (signal.SIGUSR2, 0.1, [128 + signal.SIGUSR2]),
+    ],
+)
+def test_a_signal_that_is_passed_on_again_is_one(monkeypatch, second, seconds, ended):
+    assert signals(monkeypatch, (signal.SIGTERM, second), seconds) == ended
+
+
+def test_ctrl_c_twice_ends_at_once(monkeypatch):
+    assert signals(monkeypatch, (signal.SIGINT, signal.SIGINT), 0.1) == [130]
+
+
+def signals(monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, int], apart: float) -> list[int]:
+    """With which codes a run would end at once that gets two signals so many seconds apart."""
+    ended: list[int] = []
+    handlers: list[Callable[[int, None], None]] = []
+    monkeypatch.setattr(terminal, "on_signals", handlers.append)
+    monkeypatch.setattr(terminal, "say_at_once", lambda _: None)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    stop = run.Stop()
+    assert sweep_cli._stop_at_signals(stop) == []
+    for number, now in zip(numbers, (100.0, 100.0 + apart), strict=True):
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
+        handlers[0](number, None)
+        assert stop.requested
+    return ended
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from polar_jax import checks
+from polar_jax.config import MAX_DEVICES
 
 _Positional = tyro.conf.Positional
 _MAX = 1_000_000
@@ -48,6 +49,9 @@ class SweepSubmit:
       time: minutes that a task may take, at least 1; a task that needs longer is checkpointed
         and queued again.
       gpus_per_task: accelerators of a task, at least 0; one process serves them all.
+      gpus_per_node: accelerators that a node has, at least 1, in place of --gpus-per-task: the plan
+        chooses how many a task gets, one to all, so that they idle least, and says so. It changes
+        no result.
       cpus_per_task: processors of a task, at least 1.
       memory: GiB of main memory of a task, above 0.
       platform: kind of device to plan for: cpu, gpu or tpu.
@@ -73,7 +77,10 @@ class SweepSubmit:
     account: Annotated[str | None, _arg("NAME", "yours")] = None
     qos: Annotated[str | None, _arg("NAME", "the cluster's")] = None
     time: Annotated[int | None, _arg("MINUTES", str(_DEFAULT_MINUTES))] = None
-    gpus_per_task: int = 0
+    gpus_per_task: Annotated[int | None, _arg("N", "0, or as before where --gpus-per-node was")] = (
+        None
+    )
+    gpus_per_node: Annotated[int | None, _arg("N", "that of the last submission")] = None
     cpus_per_task: int = 1
     memory: Annotated[float | None, _arg("GIB", "the cluster's")] = None
     platform: Annotated[
@@ -100,16 +107,21 @@ class SweepSubmit:
         Raises:
           ValueError: names the option, what was received and what is allowed.
         """
-        for name, least in (
-            ("gpus_per_task", 0),
-            *((name, 1) for name in ("cpus_per_task", "array_parallelism", "shards_per_task")),
-            ("max_attempts", 1),
+        for name, least, most in (
+            ("gpus_per_task", 0, _MAX),
+            ("gpus_per_node", 1, MAX_DEVICES),
+            *((name, 1, _MAX) for name in ("cpus_per_task", "array_parallelism")),
+            *((name, 1, _MAX) for name in ("shards_per_task", "max_attempts")),
+            *((name, 1, _MAX) for name in ("time", "signal_seconds")),
         ):
-            checks.between(_written(name), getattr(self, name), least, _MAX, whole=True)
-        for name in ("time", "signal_seconds"):
             value = getattr(self, name)
             if value is not None:
-                checks.between(_written(name), value, 1, _MAX, whole=True)
+                checks.between(_written(name), value, least, most, whole=True)
+        if self.gpus_per_node is not None and self.gpus_per_task is not None:
+            raise ValueError(
+                "--gpus-per-node and --gpus-per-task exclude each other, as the plan chooses one "
+                f"by the other; got {self.gpus_per_node} and {self.gpus_per_task}."
+            )
         for name, most in (
             *((name, 86_400.0) for name in ("shard_seconds", "checkpoint_seconds")),
             *((name, _MAX_GIBIBYTES) for name in ("memory", "memory_limit")),

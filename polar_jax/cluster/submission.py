@@ -27,6 +27,14 @@ class Chosen(NamedTuple):
     tried: tuple[int, ...] = ()  # those of `shards` that were handed over before
 
 
+class Accelerators(NamedTuple):
+    """What tasks get of a node's accelerators."""
+
+    per_task: int
+    per_node: int | None  # where the plan chose
+    why: str  # why it chose so; "" where it did not
+
+
 class Submitted(NamedTuple):
     """How a call ended."""
 
@@ -49,7 +57,40 @@ def platform_of(options: SweepSubmit, out: pathlib.Path) -> str:
         return options.platform
     if stored is not None:
         return stored["platform"]
-    return "gpu" if options.gpus_per_task else "cpu"
+    return "gpu" if options.gpus_per_task or options.gpus_per_node else "cpu"
+
+
+def accelerators(plan: "Plan", options: SweepSubmit, out: pathlib.Path) -> Accelerators:
+    """How many accelerators a task gets.
+
+    The whole plan chooses, whatever is done of it, so that a later call chooses the same.
+
+    Args:
+      plan: what is asked for.
+      options: those of the command, checked.
+      out: the sweep's folder.
+
+    Returns:
+      As many as are asked for, or as the plan chooses for a node of so many as are asked for; where
+      neither is, as the last submission had it chosen, else none.
+
+    Raises:
+      ValueError: if a plan for processors is to choose.
+    """
+    node, task = options.gpus_per_node, options.gpus_per_task
+    if node is None and task is None and plan.platform != "cpu" and journal.exists(out):
+        for earlier in journal.read(out)[-1:]:
+            node = earlier.request["resources"].get("gpus_per_node")
+    if node is None:
+        return Accelerators(task or 0, None, "")
+    if plan.platform == "cpu":
+        raise ValueError(
+            f"--gpus-per-node is for sweeps on accelerators, and the plan is for cpu; got {node}."
+        )
+    from polar_jax.sweep import device_layout
+
+    chosen, why = device_layout.choose(plan, node)
+    return Accelerators(chosen.devices, node, why)
 
 
 def shard_seconds_of(options: SweepSubmit, out: pathlib.Path) -> float | None:
@@ -107,9 +148,10 @@ def request(plan: "Plan", options: SweepSubmit, out: pathlib.Path) -> dict[str, 
       Plain values, ready for JSON.
 
     Raises:
-      ValueError: for portable code on something else than processors.
+      ValueError: for portable code on accelerators, or accelerators to a plan for processors.
     """
     spec = plan.spec
+    given = accelerators(plan, options, out)
     limit = options.memory_limit
     # Also where the environment says so, as with `sweep run`.
     portable = options.portable or processors.code() == processors.PORTABLE
@@ -144,7 +186,9 @@ def request(plan: "Plan", options: SweepSubmit, out: pathlib.Path) -> dict[str, 
             "qos": options.qos,
             "minutes": options.minutes,
             "warning": options.warning,
-            "gpus_per_task": options.gpus_per_task,
+            "gpus_per_task": given.per_task,
+            "gpus_per_node": given.per_node,
+            "layout": given.why,
             "cpus_per_task": options.cpus_per_task,
             "memory": options.memory,
             "array_parallelism": options.array_parallelism,

@@ -1,6 +1,7 @@
 """Paging latencies that are shipped with the package: measured ones by tier, and a stress tier."""
 
 import csv
+import functools
 import importlib.resources
 
 import numpy as np
@@ -62,9 +63,17 @@ def qwen_paging_table(num_adapters: int, tier: str = "disk+memory") -> paging.Pa
     Raises:
       ValueError: if `num_adapters` is no whole number `>= 1`, or `tier` is unknown.
     """
-    if paging.whole_number(num_adapters, "num_adapters") < 1:
+    wanted = paging.whole_number(num_adapters, "num_adapters")
+    if wanted < 1:
         raise ValueError(f"num_adapters must be at least 1, got {num_adapters}.")
     checks.one_of("tier", tier, TIERS)
+    return _qwen_table(wanted, tier)
+
+
+# The cells of a sweep ask for the same few tables; their arrays cannot be written to.
+@functools.lru_cache(maxsize=64)
+def _qwen_table(num_adapters: int, tier: str) -> paging.PagingTable:
+    """The table of checked arguments."""
     loads = _read_loads()
     samples = {rank: _samples(loads[rank, "disk"], loads[rank, "memory"], tier) for rank in RANKS}
     ranks = [RANKS[i % len(RANKS)] for i in range(num_adapters)]

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -244,12 +245,15 @@ def make(spec: Spec, *, shard_seconds: float = SHARD_SECONDS, platform: str = "c
     )
 
 
-def _cell_key(config: RunConfig) -> Any:
-    return tuple(
-        getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name not in POLICY_OPTIONS
-    )
+# A policy's options as they are where cells are compared: those that have no say in the cell.
+_NEUTRAL = {
+    field.name: field.default
+    for field in dataclasses.fields(RunConfig)
+    if field.name in POLICY_OPTIONS
+} | {"policies": ("static",)}
+_cell_key = operator.attrgetter(
+    *(field.name for field in dataclasses.fields(RunConfig) if field.name not in POLICY_OPTIONS)
+)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -259,25 +263,26 @@ def _configured(key: Any, config: RunConfig) -> configured.Configured:
     return configured.configure(config)
 
 
+# Cells that differ in a price, say, have the same policies.
+@functools.lru_cache(maxsize=1024)
+def _built(name: str, problem: Problem, settings: policies.Settings) -> Policy:
+    return policies.policy(name, **problem._asdict(), settings=settings)
+
+
 def _policy(configuration: Configuration, experiment: lanes.Experiment, sigma: float) -> Policy:
     config = configuration.config
     settings = configured.policy_settings(config, sigma=sigma)
-    made = policies.policy(config.policies[0], **experiment.problem._asdict(), settings=settings)
+    made = _built(config.policies[0], experiment.problem, settings)
     # Names must differ within a run.
     return made._replace(name=f"{made.name}#{configuration.index}")
 
 
 def _cell(group: Sequence[Configuration]) -> Cell:
     config = group[0].config
-    base = dataclasses.replace(config, **{name: _DEFAULTS[name] for name in POLICY_OPTIONS})
-    base = dataclasses.replace(base, policies=("static",))
-    found = _configured(_cell_key(config), base)
+    found = _configured(_cell_key(config), dataclasses.replace(config, **_NEUTRAL))
     experiment, sigma = found.experiment, found.settings.sigma
     entries = tuple(Entry(_policy(one, experiment, sigma), one.index, ()) for one in group)
     return Cell(_with(experiment, entries), entries)
-
-
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(RunConfig)}
 
 
 def _with(
