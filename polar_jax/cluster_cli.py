@@ -4,8 +4,8 @@ import collections
 import contextlib
 import pathlib
 import shlex
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from polar_jax import terminal
 from polar_jax.cluster.commands import SweepCancel, SweepSubmit
@@ -13,7 +13,7 @@ from polar_jax.terminal import FAILED, PROGRAM
 
 if TYPE_CHECKING:
     from polar_jax.cluster.journal import Submission
-    from polar_jax.cluster.submission import Accelerators, Chosen
+    from polar_jax.cluster.submission import Chosen
     from polar_jax.sweep.commands import SweepStatus
     from polar_jax.sweep.plan import Plan
 
@@ -47,11 +47,11 @@ def submit(options: SweepSubmit) -> int:
         # Before the plan, which takes a while.
         engines.named(options.engine).check({"address": options.address})
         plan = planned(options, out)
-        told = submission.accelerators(plan, options, out)
         if options.dry_run:
             chosen, lines = submission.preview(plan, options, out, terminal.prepare_jax)
             print("\n".join(lines), end="")
-            _say_layout(told)
+            if chosen.shards:
+                _say_layout(submission.request(plan, options, out)["resources"])
             print(f"{_choice(chosen)}; nothing was submitted.")
             return 0
         done = submission.submit(plan, options, out, terminal.prepare_jax)
@@ -65,7 +65,7 @@ def submit(options: SweepSubmit) -> int:
         named = f" ({options.engine} {', '.join(jobs)})" if any(jobs) else ""
         tasks = len(done.submission.tasks)
         print(f"submitted {tasks} task{'s' * (tasks != 1)}{named}; {_choice(done.chosen)}.")
-        _say_layout(told)
+        _say_layout(done.submission.request["resources"])
         print(f"`{PROGRAM} sweep status {where} --watch` shows how far they are.")
     if done.chosen.done and not done.submission and not done.chosen.alive:
         _finish(done.chosen, out, where)
@@ -208,10 +208,11 @@ def planned(options: SweepSubmit, out: pathlib.Path) -> "Plan":
     return plan.make(asked, shard_seconds=seconds or plan.SHARD_SECONDS, platform=platform)
 
 
-def _say_layout(given: "Accelerators") -> None:
-    """How many accelerators a task gets and why, where the plan chose."""
-    if given.per_node is not None:
-        print(f"layout: {given.why}; a task gets {given.per_task} of a node's {given.per_node}.")
+def _say_layout(given: Mapping[str, Any]) -> None:
+    """How many accelerators a task gets and why, where the plan chose; `given` are resources."""
+    if given["gpus_per_node"] is not None:
+        each, of = given["gpus_per_task"], given["gpus_per_node"]
+        print(f"layout: {given['layout']}; a task gets {each} of a node's {of}.")
 
 
 def _choice(chosen: "Chosen") -> str:

@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int64_t kRounds = 64, kAdapters = 11, kSlots = 3, kValues = 3;
+constexpr int64_t kRounds = 65, kAdapters = 11, kSlots = 3, kValues = 3;
 
 // Uniform numbers that every compiler and processor agrees on: 24 bits each (splitmix64).
 class Numbers {

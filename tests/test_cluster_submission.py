@@ -280,6 +280,11 @@ def test_the_plan_chooses_how_many_accelerators_a_task_gets(tmp_path, scheduler,
     for again, chosen in (({"gpus_per_node": 8}, each), ({}, each), ({"gpus_per_task": 0}, 0)):
         later = submission.request(plan, options(plan, **again), out)["resources"]
         assert later["gpus_per_task"] == chosen
+    # What was asked for in its place stays as well.
+    submit(plan, out, gpus_per_task=3)
+    scheduler.alive = {}
+    later = submission.request(plan, options(plan), out)["resources"]
+    assert (later["gpus_per_task"], later["gpus_per_node"]) == (3, None)
 
 
 def test_a_plan_for_processors_does_not_choose_accelerators(tmp_path, plan, scheduler):

@@ -231,6 +231,25 @@ def test_the_plan_is_the_same_whoever_makes_it():
     assert run.describe(first, None) | {"x": 0} == run.describe(second, None) | {"x": 0}
 
 
+def test_a_paging_file_that_has_changed_is_read_again(tmp_path):
+    text = """
+[fixed]
+adapters = 3
+horizon = 500
+slots = 1
+paging = "costs.csv"
+price_per_ms = 0.02
+policies = ["lru"]
+"""
+    for mean_ms in (10.0, 50.0):
+        rows = [f"a{i},{mean_ms + i}" for i in range(3)]
+        (tmp_path / "costs.csv").write_text("\n".join(["adapter,ms", *rows, ""]), "utf-8")
+        made = plan.make(spec.parse(text, name="spec", folder=tmp_path))
+        table = made.shards[0].batches[0].cells[0].experiment.costs.table
+        assert table is not None
+        np.testing.assert_allclose(table.mean_ms, mean_ms + np.arange(3))
+
+
 def test_cells_that_differ_in_a_price_share_what_is_slow_to_make(monkeypatch):
     read = []
     loads = package_data._read_loads

@@ -77,9 +77,7 @@ class SweepSubmit:
     account: Annotated[str | None, _arg("NAME", "yours")] = None
     qos: Annotated[str | None, _arg("NAME", "the cluster's")] = None
     time: Annotated[int | None, _arg("MINUTES", str(_DEFAULT_MINUTES))] = None
-    gpus_per_task: Annotated[int | None, _arg("N", "0, or as before where --gpus-per-node was")] = (
-        None
-    )
+    gpus_per_task: Annotated[int | None, _arg("N", "that of the last submission, else 0")] = None
     gpus_per_node: Annotated[int | None, _arg("N", "that of the last submission")] = None
     cpus_per_task: int = 1
     memory: Annotated[float | None, _arg("GIB", "the cluster's")] = None

@@ -72,7 +72,7 @@ def accelerators(plan: "Plan", options: SweepSubmit, out: pathlib.Path) -> Accel
 
     Returns:
       As many as are asked for, or as the plan chooses for a node of so many as are asked for; where
-      neither is, as the last submission had it chosen, else none.
+      neither is, as the last submission had it, else none.
 
     Raises:
       ValueError: if a plan for processors is to choose.
@@ -80,7 +80,8 @@ def accelerators(plan: "Plan", options: SweepSubmit, out: pathlib.Path) -> Accel
     node, task = options.gpus_per_node, options.gpus_per_task
     if node is None and task is None and plan.platform != "cpu" and journal.exists(out):
         for earlier in journal.read(out)[-1:]:
-            node = earlier.request["resources"].get("gpus_per_node")
+            given = earlier.request["resources"]
+            node, task = given.get("gpus_per_node"), given["gpus_per_task"]
     if node is None:
         return Accelerators(task or 0, None, "")
     if plan.platform == "cpu":

@@ -256,15 +256,8 @@ _cell_key = operator.attrgetter(
 )
 
 
-@functools.lru_cache(maxsize=1024)
-def _configured(key: Any, config: RunConfig) -> configured.Configured:
-    """The cell's problem, stream and costs; its one policy is replaced later."""
-    del key
-    return configured.configure(config)
-
-
 # Cells that differ in a price, say, have the same policies.
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=128)
 def _built(name: str, problem: Problem, settings: policies.Settings) -> Policy:
     return policies.policy(name, **problem._asdict(), settings=settings)
 
@@ -279,7 +272,8 @@ def _policy(configuration: Configuration, experiment: lanes.Experiment, sigma: f
 
 def _cell(group: Sequence[Configuration]) -> Cell:
     config = group[0].config
-    found = _configured(_cell_key(config), dataclasses.replace(config, **_NEUTRAL))
+    # The cell's problem, stream and costs; its one policy is replaced.
+    found = configured.configure(dataclasses.replace(config, **_NEUTRAL))
     experiment, sigma = found.experiment, found.settings.sigma
     entries = tuple(Entry(_policy(one, experiment, sigma), one.index, ()) for one in group)
     return Cell(_with(experiment, entries), entries)

@@ -151,7 +151,8 @@ template <typename T> class Statistics {
     const T untouched = dot(now.x.get(), now.x.get(), d_pad) / lane.numbers[kRidge];
     if (theory) theory_beta(lane);
     if (pooled_) add_common_prior(now, lane.numbers[kRidge]);
-    const T *squares = now.squared.get(), *raw = now.mean.get(), *touched = touched_.get(), *floor = floor_.get();
+    const T *squares = now.squared.get(), *raw = now.mean.get();
+    const T *touched = touched_.get(), *floor = floor_.get();
     const T* beta = scores.beta.get();
     T *means = scores.mean.get(), *widths = scores.width.get(), *index = scores.index.get();
     for (int64_t i = 0, padded = padded_; i < padded; i += kWidth<T>) {
@@ -177,10 +178,8 @@ template <typename T> class Statistics {
     T *v = v_.get(), *scaled = scaled_.get(), *recent = recent_.get() + a * numbers_;
     const Request& now = requests_[request];
     const T *x = now.x.get(), *outer = now.outer.get();
-    // What the scores know already: x^T V^-1 x and, where nothing was added to it, x^T theta.
-    const T growth = T(1) + now.squared[a];
+    // Where nothing was added to it, the scores know x^T theta already.
     const T surprise = reward - (pooled_ ? dot(theta, x, d_pad) : now.mean[a]);
-    const T root = T(1) / std::sqrt(growth), step = surprise / growth;
     for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
       // Several sums side by side: one would wait for each of its additions.
       Vec<T> part[4] = {};
@@ -190,6 +189,10 @@ template <typename T> class Statistics {
       for (; c < d; ++c) part[0] += load(inverse + c * d_pad + k) * x[c];
       store(v + k, (part[0] + part[1]) + (part[2] + part[3]));
     }
+    // Not x^T V^-1 x of the scores: with a tiny ridge only what is made of the same v keeps the
+    // inverse positive in float32.
+    const T growth = T(1) + dot(v, x, d_pad);
+    const T root = T(1) / std::sqrt(growth), step = surprise / growth;
     for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
       store(scaled + k, load(v + k) * root);
       store(theta + k, load(theta + k) + step * load(v + k));

@@ -67,8 +67,8 @@ inline Vec<float> repeat4(const float* from) {
 inline Vec<double> repeat4(const double* from) { return load(from); }
 #endif
 
-// a * b + c. Compilers fuse it or not as they see fit, here they must not choose: a sum that is taken
-// twice is to be the same to the bit.
+// a * b + c. Compilers fuse it or not as they see fit, here they must not choose: a sum that is
+// taken twice is to be the same to the bit.
 #if defined(__FMA__)
 inline __m128 fused(__m128 a, __m128 b, __m128 c) { return _mm_fmadd_ps(a, b, c); }
 inline __m256 fused(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
@@ -80,8 +80,8 @@ inline __m512d fused(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a
 #else
 template <typename V> inline V fused(V a, V b, V c) { return a * b + c; }
 #endif
-// Whether it is sure that they do not.
-#if defined(__x86_64__)
+// Whether it is sure that they do not; FMA4 is fused as they like.
+#if defined(__x86_64__) && !defined(__FMA4__)
 constexpr bool kSureSums = true;
 #else
 constexpr bool kSureSums = false;
