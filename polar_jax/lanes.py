@@ -17,7 +17,7 @@ from polar_jax import chunks, draws, epochs, lane_calls, oracles, programs, repl
 from polar_jax.lane_calls import Costs, Experiment, Shape
 from polar_jax.programs import tile_width
 from polar_jax.results import PolicyResult, Progress, Results, Wave, results_of
-from polar_jax.snapshots import Snapshot, StoppedError, Watch, WaveState
+from polar_jax.snapshots import PER_LANE, Snapshot, StoppedError, Watch, WaveState, finished_waves
 
 __all__ = [
     "Costs",
@@ -53,6 +53,7 @@ def run_many(
     num_devices: int | None = None,
     chunk_rounds: int | None = None,
     keep_decisions: bool = False,
+    static_oracle: bool = True,
     memory_limit: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     watch: Watch | None = None,
@@ -67,6 +68,8 @@ def run_many(
       chunk_rounds: rounds per compiled call, a multiple of 256; about a second's where None.
         It changes no result.
       keep_decisions: also return all rounds and decisions; memory then grows with `T`.
+      static_oracle: find every lane's static oracle. Without, it is the empty set, and regret
+        against it means nothing: for timing what a run does for each request.
       memory_limit: bytes to use on one device; most of what it has where None. It changes
         no result.
       progress: called on the host after each step.
@@ -92,6 +95,7 @@ def run_many(
             f"their policies' rules and schedules; got {len(experiments)} that are not."
         )
     job = _Run(experiments, num_devices, chunk_rounds, keep_decisions, memory_limit)
+    job.static_oracle = static_oracle
     return job.execute(progress or (lambda _: None), watch, resume)
 
 
@@ -103,9 +107,6 @@ def memory(experiments: Sequence[Experiment], *, num_devices: int | None = None)
       num_devices: at most so many devices; all of them where None.
     """
     return _Run(experiments, num_devices, None, False, None).compile(lambda _: None).wave_bytes
-
-
-_PER_LANE = ("oracle_set", "paging_cost", "paging_ms")
 
 
 class _Run:
@@ -133,6 +134,7 @@ class _Run:
         self.shared = self._shared_arrays()
         self.report: Callable[[Progress], None] = lambda _: None
         self.watch: Watch | None = None
+        self.static_oracle = True
 
     def _cell_arrays(self) -> tuple[Any, Any, Any, Any]:
         """Numbers of every experiment, stacked: base seed, stream, costs, policies' data."""
@@ -219,7 +221,7 @@ class _Run:
         in_flight = programs.waves_in_flight(
             self.calls.wave_bytes, self.place.platform, self.memory_limit
         )
-        waves = self._finished(resume)
+        waves = finished_waves(resume, width=self._width, num_policies=self._num_policies)
         if resume is not None and not self._fits(resume, in_flight):
             resume = None
         while len(waves) < self._num_waves:
@@ -277,6 +279,9 @@ class _Run:
 
     def _oracle_sets(self, tile: WaveState) -> Array:
         """The static oracle of every lane."""
+        if not self.static_oracle:
+            nothing = np.zeros((self._width, self.first.compiled_shape.num_adapters), bool)
+            return self.place.lanes(nothing)
         independent = self.first.environment.independent
         key = tile.setup.oracle_key if independent else tile.setup.key
         empty = np.zeros(self.sample_shape.shape, self.sample_shape.dtype)
@@ -352,7 +357,7 @@ class _Run:
         self, done: list[Wave], tiles: list[WaveState], first_round: int, calls: int
     ) -> Snapshot:
         arrays: dict[str, np.ndarray] = {}
-        for name in _PER_LANE if done else ():
+        for name in PER_LANE if done else ():
             arrays[f"done/{name}"] = np.concatenate([getattr(wave, name) for wave in done])
         for policy in range(self._num_policies if done else 0):
             arrays[f"done/sums/{policy}"] = np.concatenate([wave.sums[policy] for wave in done])
@@ -374,26 +379,6 @@ class _Run:
             "width": self._width,
         }
         return Snapshot(position, arrays)
-
-    def _finished(self, resume: Snapshot | None) -> list[Wave]:
-        """The waves that a snapshot holds as finished."""
-        if resume is None:
-            return []
-        waves = []
-        for number in range(resume.position["lanes"] // self._width):
-            lanes = slice(number * self._width, (number + 1) * self._width)
-            found = {
-                name: values[lanes] for name, values in resume.arrays.items() if "done" in name
-            }
-            waves.append(
-                Wave(
-                    *(found[f"done/{name}"] for name in _PER_LANE),
-                    sums=[found[f"done/sums/{i}"] for i in range(self._num_policies)],
-                    rounds=[],
-                    decisions=[[] for _ in range(self._num_policies)],
-                )
-            )
-        return waves
 
     def _fits(self, resume: Snapshot, in_flight: int) -> bool:
         """Whether the lanes in progress can go on: same width, same calls."""

@@ -9,6 +9,9 @@ from jax import Array
 
 from polar_jax import epochs, metrics
 from polar_jax.programs import WaveInputs
+from polar_jax.results import Wave
+
+PER_LANE = ("oracle_set", "paging_cost", "paging_ms")  # of a finished wave, as its fields
 
 
 class Snapshot(NamedTuple):
@@ -67,3 +70,28 @@ class WaveState:
         summed = self.host(jax.block_until_ready(sums)).astype(np.float64)
         for block in np.moveaxis(summed, 1, 0):
             self.totals[policy] += block
+
+
+def finished_waves(snapshot: Snapshot | None, *, width: int, num_policies: int) -> list[Wave]:
+    """The waves that a snapshot holds as finished; none without one.
+
+    Args:
+      snapshot: of a run of any width.
+      width: lanes of a wave now.
+      num_policies: of the run.
+    """
+    if snapshot is None:
+        return []
+    waves = []
+    for number in range(snapshot.position["lanes"] // width):
+        lanes = slice(number * width, (number + 1) * width)
+        found = {name: values[lanes] for name, values in snapshot.arrays.items() if "done" in name}
+        waves.append(
+            Wave(
+                *(found[f"done/{name}"] for name in PER_LANE),
+                sums=[found[f"done/sums/{i}"] for i in range(num_policies)],
+                rounds=[],
+                decisions=[[] for _ in range(num_policies)],
+            )
+        )
+    return waves

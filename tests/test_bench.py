@@ -307,7 +307,7 @@ def test_the_command_measures_prints_and_writes_everything(
 def test_lanes_that_do_not_fit_are_left_out_with_the_reason(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    plan = runs.Plan([(3, 2)], [1], [engine.PLAIN], 256, 1, 1e-3, 1_000, whole_runs=False)
+    plan = runs.Plan([(3, 2)], [1], [engine.PLAIN], 256, 1, 1e-3, 1_000)
     ((case),) = runs.measure(plan, _quick_machine(), lambda *_: None)
     kernel = next(row for row in case.rows if row.group == "kernel")
     assert kernel.rate is None

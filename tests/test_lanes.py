@@ -80,6 +80,19 @@ def test_other_policies_beside_it_change_no_bit_of_a_policy():
     assert_bitwise_equal(run(("polar_experts",), seeds=(0, 1)), (0, 1), ("polar_experts",))
 
 
+def test_without_the_static_oracle_only_what_is_measured_against_it_changes():
+    got = lanes.run(
+        helpers.make_experiment(NAMES, seeds=SEEDS, environment="sticky", horizon=HORIZON),
+        static_oracle=False,
+    )
+    assert not got.oracle_set.any()
+    for name in NAMES:
+        ours, theirs = got.policies[name].totals, whole().policies[name].totals
+        for part in metrics.PARTS:
+            against = part in ("regret", "regret_caching")
+            assert np.array_equal(ours[part], theirs[part]) != against, part
+
+
 def test_another_base_seed_gives_other_lanes():
     experiment = helpers.make_experiment(("lru",), environment="sticky", horizon=HORIZON)
     moved = lanes.run(dataclasses.replace(experiment, base_seed=1))

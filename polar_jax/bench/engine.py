@@ -243,8 +243,9 @@ def whole_run(
 ) -> Sample:
     """Everything that a run does for each request, timed: requests, decisions, metrics.
 
-    Compilation is left out, and so is what a run does once whatever its length (instances
-    and static oracle); on an accelerator, whose queue hides where that ends, it counts.
+    Compilation is left out, and so is what a run does once whatever its length: instances, and
+    the static oracle, which is not searched at all. On an accelerator, whose queue hides where
+    that ends, instances count.
 
     Args:
       shape: `(N, d)`.
@@ -255,7 +256,7 @@ def whole_run(
     """
     exp = experiment(shape, [policy], num_lanes=num_lanes, horizon=horizon)
     serving = _Serving()
-    results = lanes.run(exp, chunk_rounds=chunk, progress=serving)
+    results = lanes.run(exp, chunk_rounds=chunk, static_oracle=False, progress=serving)
     on_host = jax.devices()[0].platform == "cpu"
     return Sample(results.num_decisions, serving.seconds if on_host else results.run_seconds)
 

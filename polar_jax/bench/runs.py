@@ -33,7 +33,6 @@ class Plan(NamedTuple):
     repeats: int
     seconds: float  # of a sample, about
     memory_bytes: int
-    whole_runs: bool = True
     compare: bool = True  # with the other packages and NumPy over lanes, beside the NumPy loop
     check_rounds: int = 256
     kernels: Sequence[str] = ()  # that are measured alone; those that can run here where none
@@ -192,7 +191,7 @@ def _jobs(
         if not refusal and taken == "xla" != name:
             row.skipped = f"the kernel {name} does not have this policy's rule"
         yield _kernel_job(plan, row, ready, taken, policy)
-    for policy in plan.policies if plan.whole_runs else ():
+    for policy in plan.policies:
         row = Row("everything", policy, *shape, count, filled, all_cores=parallel)
         yield _run_job(row, policy, ready.rounds)
 
