@@ -22,5 +22,5 @@ def before(cpu: str) -> list[str]:
       cpu: such as Haswell, which has AVX2 and nothing of AVX-512.
     """
     if emulator is None:
-        pytest.skip("qemu-x86_64 (package qemu-user) is not installed")
+        pytest.skip("one machine is one processor, and qemu-x86_64 (qemu-user) is not installed")
     return [emulator, "-cpu", ",".join((cpu, *(f"-{name}" for name in _LACKING)))]

@@ -69,8 +69,7 @@ def test_arrays_are_split_at_what_the_cluster_allows(twenty):
 
 def test_two_gpus_are_used_in_turn(cluster, twenty):
     if not cluster.gpus:
-        # The fixture makes devices for Slurm to hand out where it may; mknod is root's alone.
-        pytest.skip("making devices needs root")
+        pytest.skip("mknod, which makes devices for Slurm to hand out, is root's alone")
     logs = [path.read_text() for path in (twenty[0] / "cluster/1/logs").glob("*_log.out")]
     used = [re.findall(r"CUDA_VISIBLE_DEVICES=(.*)", text) for text in logs]
     assert len(used) == 10
@@ -234,8 +233,7 @@ def small_disk(folder: pathlib.Path, size: str) -> Iterator[pathlib.Path]:
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False
     )
     if mount.returncode:
-        # Root in a container may lack the right all the same.
-        pytest.skip("mounting a small disk was refused")
+        pytest.skip("mounting a small disk was refused, as root in a container may be")
     try:
         yield folder
     finally:
@@ -244,8 +242,7 @@ def small_disk(folder: pathlib.Path, size: str) -> Iterator[pathlib.Path]:
 
 def test_a_full_disk_keeps_what_was_stored_and_the_next_submit_goes_on(cluster, tmp_path):
     if os.getuid():
-        # A quota would do as well, and needs root too.
-        pytest.skip("mounting a small disk needs root")
+        pytest.skip("mounting a small disk needs root, and so would a quota")
     path = helpers.spec(tmp_path, shards=8)
     helpers.run_here(path, tmp_path / "here", cluster.environment)
     with small_disk(tmp_path / "disk", "8m") as disk:

@@ -240,9 +240,8 @@ def test_dropping_is_seen_to_have_dropped(tmp_path: pathlib.Path) -> None:
     path.write_bytes(os.urandom(2**20))
     state = measure.drop_from_cache(path)
     if state is None:
-        # Overlay and network file systems may not: then `measure` keeps no cold times, which
-        # test_only_cold_reads_count_as_cold holds it to.
-        pytest.skip("this file system does not tell what is cached")
+        # Then `measure` keeps no cold times: test_only_cold_reads_count_as_cold.
+        pytest.skip("overlay and network file systems may not tell what is cached, as this one")
     path.read_bytes()
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -37,8 +37,7 @@ def compiled(path: pathlib.Path, level: str) -> pathlib.Path:
 def portable(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, pathlib.Path]:
     """The program in portable code, and the same with instructions of the next level."""
     if native_build.compiler_version() is None:
-        # Without a compiler there is no native code.
-        pytest.skip("there is no C++ compiler")
+        pytest.skip("without a C++ compiler there is no native code")
     folder = tmp_path_factory.mktemp("lanes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(processors.VARIABLE, "1")
@@ -64,8 +63,7 @@ def test_portable_code_serves_to_the_bit_on_an_emulated_haswell(portable):
 
 def test_portable_code_has_no_instruction_beyond_its_level(portable):
     if shutil.which("objdump") is None:
-        # It comes with most compilers, but not with all.
-        pytest.skip("objdump (package binutils) is not installed")
+        pytest.skip("objdump (binutils) is not installed, which not all compilers bring along")
     found = []
     for path in portable:
         words = ["objdump", "--disassemble", "--no-show-raw-insn", str(path)]
