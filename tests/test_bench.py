@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from polar_jax import cli, kernels, lanes, terminal
+from polar_jax import cli, kernels, lanes, manifest, terminal
 from polar_jax.bench import arithmetic, baselines, engine, limits, record, runs, scaling, worker
 from polar_jax.bench.arithmetic import Cache, Limits, Sample, Work
 from polar_jax.bench.commands import Bench
+from polar_jax.kernels import blocked_rounds, native_build, native_rounds
 
 TINY = "bench --shapes 3x2 --lanes 1 --rounds 256 --repeats 2 --seconds 0.001 --policies full_cache"
 
@@ -72,7 +73,10 @@ def test_work_follows_the_formula_and_the_state_that_is_stored(n: int, d: int) -
     packed = sum(2 - (i == j) for i in range(d) for j in range(i + 1))
     assert packed == d * d
     assert arithmetic.packed_numbers(d) == len(np.tril_indices(d)[0])
-    assert needed.state_bytes == arithmetic.lane_state_bytes(n, d) + 4 * (p + d)
+    stored = arithmetic.lane_state_bytes(n, d)
+    assert needed.state_bytes == stored + 4 * (p + d)
+    # Looked at in pairs, half as much is read for each; as much is written and computed.
+    assert arithmetic.work(n, d, 2) == needed._replace(state_bytes=stored / 2 + 4 * (p + d))
 
 
 @pytest.mark.parametrize(
@@ -234,6 +238,31 @@ def test_a_worker_measures_every_limit(kind: str) -> None:
     assert worker.MEASURES[kind](1e-3) > 1e6
 
 
+@pytest.mark.parametrize(
+    ("name", "index", "text", "size"),
+    [
+        ("first_cache", "index0", "48K", 48 * 2**10),
+        ("second_cache", "index2", "2M", 2**21),
+        ("third_cache", "index3", "32768K", 2**25 // manifest.usable_cores()),
+        ("third_cache", "index2", "2M", 0),
+        ("first_cache", "index0", "unheard of", 2**15),
+    ],
+)
+def test_caches_are_what_the_system_says_and_the_third_is_shared(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    name: str,
+    index: str,
+    text: str,
+    size: int,
+) -> None:
+    (tmp_path / index).mkdir()
+    (tmp_path / index / "size").write_text(f"{text}\n", "ascii")
+    monkeypatch.setattr(limits, "_SYSTEM", tmp_path)
+    assert limits.cache_bytes(name) == size
+
+
 @pytest.mark.parametrize("words", [1, worker.FIRST[0] + 8 * worker.FIRST[1], 100_001])
 def test_what_is_copied_within_caches_lies_half_a_page_apart(words: int) -> None:
     source, target = worker._half_a_page_apart(words)
@@ -258,8 +287,21 @@ def test_rows_stand_to_the_limits_of_the_cores_that_they_use() -> None:
     single = record.standing(row, machine)
     assert single is not None
     assert single.floor_ns == pytest.approx(4.0 * found.floor_ns)
+    # All caches are as fast here: half the reads, then, are half the time of reading.
+    row.requests_per_read = native_rounds.TOGETHER
+    read = record.standing(row, machine)
+    assert read is not None
+    paired = arithmetic.work(15, 16, 2)
+    assert read.floor_ns == pytest.approx(max(paired.operations, paired.state_bytes) / 2.0)
     row.samples = []
     assert record.standing(row, machine) is None
+
+
+def test_what_kernels_read_once_is_what_they_look_at() -> None:
+    source = native_build.SOURCES.joinpath("lane.h").read_text("utf-8")
+    assert f"kMost = {native_rounds.TOGETHER};" in source
+    assert [kernels.requests_per_read(name) for name in ("xla", "pallas")] == [1, 1]
+    assert kernels.requests_per_read("blocked") == blocked_rounds.BLOCK
 
 
 # --- the command

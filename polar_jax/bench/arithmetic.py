@@ -12,7 +12,8 @@ from typing import NamedTuple, TypeVar
 FLOAT = 4  # bytes of a float32
 FORMULA = (
     "with p = d(d+1)/2: 2N(p+d) + 3p + 2d^2 + 6d operations (scores of all adapters, x x^T once, "
-    "the update of one), 4N(p+d) + 4(p+d) bytes of float32 state (read once, one adapter written), "
+    "the update of one), 4N(p+d)/r + 4(p+d) bytes of float32 state (read once for r requests, "
+    "one adapter written; r is 1 unless a kernel looks at more), "
     "4(d+3) bytes of stream (context, utility, noise, action)"
 )
 _T = TypeVar("_T")
@@ -22,7 +23,7 @@ class Work(NamedTuple):
     """What one decision needs at least."""
 
     operations: int  # float32 additions and multiplications
-    state_bytes: int  # of the lane's statistics, read once, one adapter's written
+    state_bytes: float  # of the lane's statistics, read once, one adapter's written
     stream_bytes: int  # in and out: what no cache can hold
 
 
@@ -59,14 +60,20 @@ def lane_state_bytes(num_adapters: int, context_dim: int) -> int:
     return FLOAT * num_adapters * (packed_numbers(context_dim) + context_dim)
 
 
-def work(num_adapters: int, context_dim: int) -> Work:
-    """What one decision of LinUCB needs at least; `FORMULA` in words."""
+def work(num_adapters: int, context_dim: int, requests_per_read: int = 1) -> Work:
+    """What one decision of LinUCB needs at least; `FORMULA` in words.
+
+    Args:
+      num_adapters: `N`.
+      context_dim: `d`.
+      requests_per_read: for how many requests statistics are read once, `r`.
+    """
     n, d, p = num_adapters, context_dim, packed_numbers(context_dim)
     scores = 2 * n * (p + d) + p
     update = 2 * d * d + 2 * p + 6 * d
     return Work(
         operations=scores + update,
-        state_bytes=FLOAT * (n + 1) * (p + d),
+        state_bytes=FLOAT * (n / requests_per_read + 1) * (p + d),
         stream_bytes=FLOAT * (d + 3),
     )
 

@@ -14,9 +14,15 @@ from polar_jax import manifest
 from polar_jax.bench.arithmetic import Cache, Limits
 
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
-MEASURES = ("operations", "memory", "first_cache", "second_cache")
-# Where the system names a core's caches, and what they hold at least where it does not.
-_CACHES = {"first_cache": ("index0", 2**15), "second_cache": ("index2", 2**18)}
+MEASURES = ("operations", "memory", "first_cache", "second_cache", "third_cache")
+# Where the system names the caches, and what they hold at least where it does not. The third is
+# shared by cores, and not every processor has one.
+_CACHES = {
+    "first_cache": ("index0", 2**15),
+    "second_cache": ("index2", 2**18),
+    "third_cache": ("index3", 0),
+}
+_SYSTEM = pathlib.Path("/sys/devices/system/cpu/cpu0/cache")
 _ACCELERATOR_SIDE, _ACCELERATOR_BYTES = 8_192, 2**30
 # On-chip memory of one multiprocessor that a kernel may hold a lane's state in.
 _ACCELERATOR_CACHE = 227 * 2**10
@@ -115,14 +121,18 @@ def _ask(workers: Sequence[subprocess.Popen[str]], kind: str, seconds: float) ->
 
 
 def cache_bytes(name: str) -> int:
-    """Bytes of a core's first or second cache; a size that every core has where nobody tells."""
+    """Bytes of a cache that are one core's when all work; what every core has if nobody tells.
+
+    Args:
+      name: of `MEASURES`, a cache's; the third is shared by the cores that may be used.
+    """
     index, least = _CACHES[name]
-    path = pathlib.Path("/sys/devices/system/cpu/cpu0/cache") / index / "size"
     try:
-        text = path.read_text("ascii").strip()
-        return int(text.rstrip("KM")) * (2**20 if text.endswith("M") else 2**10)
+        text = (_SYSTEM / index / "size").read_text("ascii").strip()
+        size = int(text.rstrip("KM")) * (2**20 if text.endswith("M") else 2**10)
     except (OSError, ValueError):
         return least
+    return size // manifest.usable_cores() if name == "third_cache" else size
 
 
 _INSTRUCTIONS = ("avx512f", "avx2", "avx", "sse4_2", "sve", "asimd")

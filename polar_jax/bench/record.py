@@ -32,7 +32,7 @@ def standing(row: Row, machine: Machine) -> Standing | None:
         return None
     shape = row.num_adapters, row.context_dim
     floor, bound_by = arithmetic.floor_ns(
-        arithmetic.work(*shape),
+        arithmetic.work(*shape, row.requests_per_read),
         machine.limits(all_cores=row.all_cores),
         arithmetic.lane_state_bytes(*shape),
     )

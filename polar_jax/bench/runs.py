@@ -49,6 +49,7 @@ class Row:
     lanes: int  # that are counted
     computed_lanes: int  # with those that fill up a tile
     all_cores: bool
+    requests_per_read: int = 1  # for which statistics are read once
     rounds: int = 0  # per lane and sample
     samples: list[Sample] = dataclasses.field(default_factory=list)
     ratio: float | None = None  # against the NumPy loop, the median over repeats
@@ -188,11 +189,13 @@ def _jobs(
         row = Row("kernel", f"{name}, {policy}", *shape, count, filled, all_cores=parallel)
         row.skipped = refusal
         taken = "" if refusal else kernels.taken(name, ready.rule(policy), shape, sized=False)
+        row.requests_per_read = kernels.requests_per_read(taken or name)
         if not refusal and taken == "xla" != name:
             row.skipped = f"the kernel {name} does not have this policy's rule"
         yield _kernel_job(plan, row, ready, taken, policy)
     for policy in plan.policies:
         row = Row("everything", policy, *shape, count, filled, all_cores=parallel)
+        row.requests_per_read = kernels.requests_per_read(kernels.chosen(ready.platform))
         yield _run_job(row, policy, ready.rounds)
 
 

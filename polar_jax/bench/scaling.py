@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from polar_jax import drawing, labels, lanes
+from polar_jax import drawing, kernels, labels, lanes
 from polar_jax.bench import arithmetic, baselines, engine, record, runs
 from polar_jax.bench.arithmetic import Sample
 from polar_jax.bench.limits import Machine
@@ -94,11 +94,12 @@ def _horizons(plan: Plan, horizons: Sequence[int], report: Report) -> list[Point
     platform = jax.devices()[0].platform
     shape = lanes.Shape(*BASE)
     filled = engine.filled_lanes(shape, BASE_LANES, platform)
+    at_once = kernels.requests_per_read(kernels.chosen(platform))
     points = [
         Point(
             "horizon",
             horizon,
-            Row("everything", policy, *BASE, BASE_LANES, filled, all_cores=True, rounds=horizon),
+            Row("everything", policy, *BASE, BASE_LANES, filled, True, at_once, rounds=horizon),
         )
         for policy, horizon in itertools.product(plan.policies, horizons)
     ]
@@ -174,11 +175,12 @@ def _panel(axes: Axes, points: Sequence[Point], machine: Machine) -> None:
         for point in found:
             standing = record.standing(point.row, machine)
             if standing is not None and point.row.group == "kernel":
-                floors[point.value] = standing.floor_ns
+                known = floors.get(point.value, math.inf)
+                floors[point.value] = min(known, standing.floor_ns)
     if floors:
-        known = sorted(floors)
-        costs = [floors[value] for value in known]
-        axes.plot(known, costs, ":", color=drawing.GREY, linewidth=1.0, label="machine's floor")
+        values = sorted(floors)
+        costs = [floors[value] for value in values]
+        axes.plot(values, costs, ":", color=drawing.GREY, linewidth=1.0, label="machine's floor")
     if not named:
         drawing.note(axes, "nothing was measured")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: drawing.tick(value)))

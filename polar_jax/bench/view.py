@@ -55,11 +55,11 @@ def print_cases(console: Console, cases: Sequence[Case], machine: Machine) -> No
     """A table per case, and what was left out."""
     for case in cases:
         needed = arithmetic.work(*case.shape)
+        moved = round(needed.state_bytes + needed.stream_bytes)
         console.print()
         console.print(
             f"{case.shape[0]} adapters x {case.shape[1]} features, {lane_text(case.lanes)}: "
-            f"{needed.operations:,} operations and {needed.state_bytes + needed.stream_bytes:,} "
-            "bytes per decision",
+            f"{needed.operations:,} operations and {moved:,} bytes per decision",
             style="bold",
             markup=False,
             soft_wrap=True,

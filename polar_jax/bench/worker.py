@@ -13,8 +13,8 @@ import numpy as np
 SIDE = 1_024  # of the matrices
 MEMORY_BYTES = 2**25  # of each of two buffers: with its copy, past a core's share of caches
 LINE, WORD, PAGE = 64, 8, 4_096  # bytes of a cache line, of the words that are copied, of a page
-# Words of a row and rows of the copies that stay in the first and second caches.
-FIRST, SECOND = (1_024, 64), (12_288, 16)
+# Words of a row and rows of the copies that stay in the first, second and third caches.
+FIRST, SECOND, THIRD = (1_024, 64), (12_288, 16), (262_144, 2)
 
 
 def _product(seconds: float) -> float:
@@ -65,6 +65,7 @@ MEASURES: dict[str, Callable[[float], float]] = {
     "memory": _copy,
     "first_cache": lambda seconds: _cached_copy(*FIRST, seconds),
     "second_cache": lambda seconds: _cached_copy(*SECOND, seconds),
+    "third_cache": lambda seconds: _cached_copy(*THIRD, seconds),
 }
 
 

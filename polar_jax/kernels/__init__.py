@@ -117,6 +117,15 @@ def run_rounds(name: str) -> Callable[..., Any]:
     return _FUNCTIONS[name]
 
 
+def requests_per_read(name: str) -> int:
+    """For how many requests at most a kernel reads a lane's statistics once.
+
+    Args:
+      name: what `taken` gave.
+    """
+    return {"native": native_rounds.TOGETHER, "blocked": blocked_rounds.BLOCK}.get(name, 1)
+
+
 def chunk_sums(name: str) -> Callable[..., Any]:
     """The function that sums a chunk's figures up, as `metrics.chunk_sums` does.
 

@@ -15,6 +15,7 @@ from polar_jax import controllers, experts, routers
 from polar_jax.simulate import Lane
 from polar_jax.types import Decisions, LaneState, Rounds, Rule
 
+TOGETHER = 2  # requests that are looked at together, `kMost` of lane.h
 # Numbers are the kernel's own: `Selection` and `ControllerKind` of lane.h.
 _SELECTIONS = {"none": 0, "quota": 1, "relevant": 2}
 _FIXED, _LRU, _LFU, _GDSF, _VALUE, _EXPERTS = range(6)
