@@ -131,6 +131,29 @@ def test_a_sample_is_as_long_as_asked_for_within_bounds(one: float, amount: int)
     assert arithmetic.amount_for(1.0, one, least=2, most=100) == amount
 
 
+@pytest.mark.parametrize(
+    ("one", "whole", "rounds"),
+    [
+        (1e-4, 1_024, 5_000),  # Seconds of a round, of all lanes: long enough by itself.
+        (1e-3, 1_024, 1_024),  # A whole call is within reach.
+        (5e-3, 1_024, 400),  # As long as patience has it.
+        (5e-3, 0, 100),  # Whole runs and baselines have no call to fill.
+        (1.0, 1_024, None),  # Even the shortest sample is too long.
+    ],
+)
+def test_a_kernel_serves_whole_calls_where_patience_allows(
+    one: float, whole: int, rounds: int | None
+) -> None:
+    row = runs.Row("kernel", "native, full_cache", 15, 16, 8_192, 8_192, all_cores=True)
+    job = runs._Job(
+        row, lambda count: Sample(count, one * count), least=16, most=2**20, whole=whole
+    )
+    plan = runs.Plan([(15, 16)], [8_192], [engine.PLAIN], 1_024, 5, 0.5, 1_000)
+    sized = runs._calibrated(plan, job, None)
+    assert (None if sized is None else sized.row.rounds) == rounds
+    assert bool(row.skipped) is (rounds is None)
+
+
 # --- baselines and their check
 
 

@@ -18,6 +18,9 @@ from polar_jax.bench.limits import Machine
 BATCH = 64
 # A sample may take so many times the time asked for, where it cannot be shorter.
 _PATIENCE = 10.0
+# And so many times, where many lanes would else be served for a few rounds a call: packing and
+# unpacking a lane is then most of what is timed, and in whole runs a call serves a chunk.
+_WHOLE_CALL = 4.0
 _FEW_CHUNKS = 8
 _MOST_RUN, _MOST = 2**20, 2**30  # rounds of a whole run; of anything
 Report = Callable[[str, int, int], None]  # what is in work, what is done, what there is
@@ -78,6 +81,7 @@ class _Job(NamedTuple):
     serve: Callable[[int], Sample]
     least: int  # rounds
     most: int
+    whole: int = 0  # rounds of a call in whole runs
 
 
 def default_memory(platform: str) -> int:
@@ -235,7 +239,7 @@ def _kernel_job(plan: Plan, row: Row, ready: engine.Ready, name: str, policy: st
             row.tolerance = baselines.SINGLE
             chosen = ready.chosen(policy)[:BATCH, :checked].T
             row.worst_gap = check_choices(chosen, ready.stream(BATCH), row)
-    return _Job(row, serve, least=16, most=_MOST)
+    return _Job(row, serve, least=16, most=_MOST, whole=ready.rounds)
 
 
 def _run_job(row: Row, policy: str, chunk: int) -> _Job:
@@ -293,8 +297,11 @@ def _calibrated(plan: Plan, job: _Job, known: float | None) -> _Job | None:
         )
         amount = _whole(job, amount)
         seconds = job.serve(amount).seconds
-    wanted = arithmetic.amount_for(plan.seconds, seconds / amount, least=job.least, most=job.most)
-    row.rounds = _whole(job, wanted)
+    one = seconds / amount
+    wanted = arithmetic.amount_for(plan.seconds, one, least=job.least, most=job.most)
+    most = max(wanted, job.whole)
+    longer = arithmetic.amount_for(_WHOLE_CALL * plan.seconds, one, least=wanted, most=most)
+    row.rounds = _whole(job, longer)
     return job
 
 
