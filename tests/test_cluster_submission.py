@@ -146,6 +146,19 @@ def test_a_full_disk_is_said_beside_what_it_may_have_cut_off(tmp_path, plan, sch
     assert line not in watch.lines(calm)
 
 
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (9_999, "pace: 100 decisions/s on 1 shard at once; too early to say how long it takes"),
+        (10_000, "pace: 100 decisions/s on 1 shard at once; about 2 h 45 min left"),
+    ],
+)
+def test_no_time_is_told_while_most_of_it_was_starting(made: int, said: str) -> None:
+    shards = [standing.Shard(0, "running", "", 1)]
+    found = standing.Standing("", shards, made, 1_000_000, 100.0, [], [], None)
+    assert said in watch.lines(found)
+
+
 def test_a_shard_that_failed_before_counts_as_lost_when_its_last_task_vanished(
     tmp_path, plan, scheduler
 ):

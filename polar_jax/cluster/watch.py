@@ -17,6 +17,8 @@ from polar_jax.sweep.console import duration
 _SECONDS = 3.0
 # A pace needs some checkpoints to be seen, and should follow what changes.
 _WINDOW = (30.0, 180.0)
+# Of a sweep: before, most of what has passed was starting and compiling, and a pace says nothing.
+_EARLY = 0.01
 _TROUBLE: tuple[State, ...] = ("failed", "lost", "stopped", "foreign")
 _ALWAYS: tuple[State, ...] = ("done", "running", "queued", "failed", "lost")
 _SOMETIMES: tuple[State, ...] = ("stopped", "missing", "foreign")
@@ -130,10 +132,12 @@ def _pace_line(found: Standing, pace: float | None) -> str:
     if not pace:
         return ""
     running = found.count("running")
-    left = duration((found.total - found.made) / pace)
+    left = f"about {duration((found.total - found.made) / pace)} left"
+    if found.made < _EARLY * found.total:
+        left = "too early to say how long it takes"
     return (
         f"pace: {console_.rate(pace, 1.0)} decisions/s on {running} shard{'s' * (running != 1)} at "
-        f"once; about {left} left"
+        f"once; {left}"
     )
 
 
