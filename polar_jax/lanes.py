@@ -68,8 +68,9 @@ def run_many(
       chunk_rounds: rounds per compiled call, a multiple of 256; about a second's where None.
         It changes no result.
       keep_decisions: also return all rounds and decisions; memory then grows with `T`.
-      static_oracle: find every lane's static oracle. Without, it is the empty set, and regret
-        against it means nothing: for timing what a run does for each request.
+      static_oracle: find every lane's static oracle. Without, it is the empty set, also for
+        policies that hold it, and neither regret nor `oracle_exact` means anything: for timing
+        what a run does for each request.
       memory_limit: bytes to use on one device; most of what it has where None. It changes
         no result.
       progress: called on the host after each step.
@@ -94,8 +95,7 @@ def run_many(
             "experiments must be equal in problem, environment, shape, dtype, horizons and in "
             f"their policies' rules and schedules; got {len(experiments)} that are not."
         )
-    job = _Run(experiments, num_devices, chunk_rounds, keep_decisions, memory_limit)
-    job.static_oracle = static_oracle
+    job = _Run(experiments, num_devices, chunk_rounds, keep_decisions, static_oracle, memory_limit)
     return job.execute(progress or (lambda _: None), watch, resume)
 
 
@@ -106,7 +106,9 @@ def memory(experiments: Sequence[Experiment], *, num_devices: int | None = None)
       experiments: of `run_many`.
       num_devices: at most so many devices; all of them where None.
     """
-    return _Run(experiments, num_devices, None, False, None).compile(lambda _: None).wave_bytes
+    return (
+        _Run(experiments, num_devices, None, False, True, None).compile(lambda _: None).wave_bytes
+    )
 
 
 class _Run:
@@ -118,10 +120,11 @@ class _Run:
         num_devices: int | None,
         chunk: int | None,
         keep: bool,
+        static_oracle: bool,
         memory_limit: int | None,
     ) -> None:
         self.experiments, self.first = experiments, experiments[0]
-        self.keep, self.memory_limit = keep, memory_limit
+        self.keep, self.static_oracle, self.memory_limit = keep, static_oracle, memory_limit
         lane = [(cell, seed) for cell, one in enumerate(experiments) for seed in one.seeds]
         self.cell = np.asarray([cell for cell, _ in lane], np.int32)
         self.seed = np.asarray([seed for _, seed in lane], np.int32)
@@ -134,7 +137,6 @@ class _Run:
         self.shared = self._shared_arrays()
         self.report: Callable[[Progress], None] = lambda _: None
         self.watch: Watch | None = None
-        self.static_oracle = True
 
     def _cell_arrays(self) -> tuple[Any, Any, Any, Any]:
         """Numbers of every experiment, stacked: base seed, stream, costs, policies' data."""

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from polar_jax import cli, kernels, lanes, manifest, terminal
-from polar_jax.bench import arithmetic, baselines, engine, limits, record, runs, scaling, worker
+from polar_jax import cli, kernels, lanes, terminal
+from polar_jax.bench import arithmetic, baselines, engine, limits, runs, scaling
 from polar_jax.bench.arithmetic import Cache, Limits, Sample, Work
 from polar_jax.bench.commands import Bench
-from polar_jax.kernels import blocked_rounds, native_build, native_rounds
+from polar_jax.kernels import blocked_rounds, native_rounds
 
 TINY = "bench --shapes 3x2 --lanes 1 --rounds 256 --repeats 2 --seconds 0.001 --policies full_cache"
 
@@ -253,80 +253,6 @@ def test_lanes_that_fill_up_tiles_are_known_and_not_counted() -> None:
     assert engine.ready_bytes(shape, 20, 256, 2) == 2 * engine.ready_bytes(shape, 10, 256, 2)
 
 
-# --- the machine
-
-
-@pytest.mark.parametrize("kind", limits.MEASURES)
-def test_a_worker_measures_every_limit(kind: str) -> None:
-    assert worker.MEASURES[kind](1e-3) > 1e6
-
-
-@pytest.mark.parametrize(
-    ("name", "index", "text", "size"),
-    [
-        ("first_cache", "index0", "48K", 48 * 2**10),
-        ("second_cache", "index2", "2M", 2**21),
-        ("third_cache", "index3", "32768K", 2**25 // manifest.usable_cores()),
-        ("third_cache", "index2", "2M", 0),
-        ("first_cache", "index0", "unheard of", 2**15),
-    ],
-)
-def test_caches_are_what_the_system_says_and_the_third_is_shared(
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    name: str,
-    index: str,
-    text: str,
-    size: int,
-) -> None:
-    (tmp_path / index).mkdir()
-    (tmp_path / index / "size").write_text(f"{text}\n", "ascii")
-    monkeypatch.setattr(limits, "_SYSTEM", tmp_path)
-    assert limits.cache_bytes(name) == size
-
-
-@pytest.mark.parametrize("words", [1, worker.FIRST[0] + 8 * worker.FIRST[1], 100_001])
-def test_what_is_copied_within_caches_lies_half_a_page_apart(words: int) -> None:
-    source, target = worker._half_a_page_apart(words)
-    assert source.size == target.size == words
-    assert (target.ctypes.data - source.ctypes.data) % worker.PAGE == worker.PAGE // 2
-    assert target.ctypes.data >= source.ctypes.data + source.nbytes
-
-
-def test_rows_stand_to_the_limits_of_the_cores_that_they_use() -> None:
-    machine = limits.Machine("cpu", seconds=0.1)
-    for kind in limits.MEASURES:
-        machine.samples["one"][kind] += [1e9, 3e9, 2e9]
-        machine.samples["all"][kind] += [8e9]
-    row = runs.Row("kernel", "xla", 15, 16, 64, 64, all_cores=True, samples=[Sample(10, 1e-5)])
-    found = record.standing(row, machine)
-    assert found is not None
-    needed = arithmetic.work(15, 16)
-    assert found.ns == pytest.approx(1_000.0)
-    assert found.floor_ns == pytest.approx(max(needed.operations, needed.state_bytes) / 8.0)
-    assert found.fraction == pytest.approx(found.floor_ns / 1_000.0)
-    row.all_cores = False
-    single = record.standing(row, machine)
-    assert single is not None
-    assert single.floor_ns == pytest.approx(4.0 * found.floor_ns)
-    # All caches are as fast here: half the reads, then, are half the time of reading.
-    row.requests_per_read = native_rounds.TOGETHER
-    read = record.standing(row, machine)
-    assert read is not None
-    paired = arithmetic.work(15, 16, 2)
-    assert read.floor_ns == pytest.approx(max(paired.operations, paired.state_bytes) / 2.0)
-    row.samples = []
-    assert record.standing(row, machine) is None
-
-
-def test_what_kernels_read_once_is_what_they_look_at() -> None:
-    source = native_build.SOURCES.joinpath("lane.h").read_text("utf-8")
-    assert f"kMost = {native_rounds.TOGETHER};" in source
-    assert [kernels.requests_per_read(name) for name in ("xla", "pallas")] == [1, 1]
-    assert kernels.requests_per_read("blocked") == blocked_rounds.BLOCK
-
-
 # --- the command
 
 
@@ -380,6 +306,31 @@ def test_lanes_that_do_not_fit_are_left_out_with_the_reason(
     assert "(--memory-limit)" in kernel.skipped
     assert case.rows[0].ratio == 1.0
     del capsys
+
+
+def test_rows_stand_beside_the_floor_of_the_kernel_that_serves_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if "native" not in kernels.available("cpu"):
+        pytest.skip("without a C++ compiler nothing is looked at in pairs")
+    monkeypatch.setenv(kernels.VARIABLE, "native")
+    names = ("xla", "native", "blocked")
+    plan = runs.Plan([(3, 2)], [1], [engine.PLAIN, "arc"], 256, 1, 1e-3, 1_000, False, 8, names)
+    found = {
+        (job.row.group, job.row.name): job.row.requests_per_read
+        for job in runs._jobs(plan, (3, 2), 1, *runs._ready(plan, (3, 2), 1))
+    }
+    assert found == {
+        ("baseline", baselines.REFERENCE): 1,
+        ("kernel", "xla, full_cache"): 1,
+        ("kernel", "xla, arc"): 1,
+        ("kernel", "native, full_cache"): native_rounds.TOGETHER,
+        ("kernel", "native, arc"): 1,  # XLA serves what the kernel does not have.
+        ("kernel", "blocked, full_cache"): blocked_rounds.BLOCK,
+        ("kernel", "blocked, arc"): blocked_rounds.BLOCK,
+        ("everything", "full_cache"): native_rounds.TOGETHER,
+        ("everything", "arc"): 1,
+    }
 
 
 def _quick_machine() -> limits.Machine:

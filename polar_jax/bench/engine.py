@@ -11,7 +11,9 @@ import numpy as np
 
 from polar_jax import (
     chunks,
+    draws,
     environments,
+    kernels,
     lane_calls,
     lane_maps,
     lanes,
@@ -22,7 +24,7 @@ from polar_jax import (
 )
 from polar_jax.bench.arithmetic import FLOAT, Sample, packed_numbers
 from polar_jax.bench.baselines import ALPHA, RIDGE, Stream
-from polar_jax.types import Decisions, Rule
+from polar_jax.types import Decisions
 
 # Every adapter is resident, so that this is LinUCB and nothing else, as the baselines are.
 PLAIN = "full_cache"
@@ -62,6 +64,12 @@ def experiment(
         policies=made,
         seeds=range(num_lanes),
     )
+
+
+def taken(kernel: str, policy: str, shape: tuple[int, int]) -> str:
+    """The kernel that serves a policy where `kernel` is asked for."""
+    exp = experiment(lanes.Shape(*shape), [policy], num_lanes=1, horizon=draws.BLOCK)
+    return kernels.taken(kernel, exp.policies[0].rule, shape, sized=False)
 
 
 def filled_lanes(shape: lanes.Shape, num_lanes: int, platform: str) -> int:
@@ -228,10 +236,6 @@ class Ready:
         jax.block_until_ready([wave.carry[number] for wave in self.waves])
         return Sample(rounds * self.num_lanes, time.perf_counter() - began)
 
-    def rule(self, policy: str) -> Rule:
-        """The rule of a policy."""
-        return self._experiment.policies[self.names.index(policy)].rule
-
     def chosen(self, policy: str) -> np.ndarray:
         """`[L, n]` adapters that the first wave's last decisions chose."""
         carry = self.waves[0].carry[self.names.index(policy)]
@@ -244,8 +248,8 @@ def whole_run(
     """Everything that a run does for each request, timed: requests, decisions, metrics.
 
     Compilation is left out, and so is what a run does once whatever its length: instances, and
-    the static oracle, which is not searched at all. On an accelerator, whose queue hides where
-    that ends, instances count.
+    the static oracle, which is not searched at all unless the policy holds it. On an accelerator,
+    whose queue hides where that ends, instances count.
 
     Args:
       shape: `(N, d)`.
@@ -256,7 +260,8 @@ def whole_run(
     """
     exp = experiment(shape, [policy], num_lanes=num_lanes, horizon=horizon)
     serving = _Serving()
-    results = lanes.run(exp, chunk_rounds=chunk, static_oracle=False, progress=serving)
+    held = exp.policies[0].first_set == "oracle"
+    results = lanes.run(exp, chunk_rounds=chunk, static_oracle=held, progress=serving)
     on_host = jax.devices()[0].platform == "cpu"
     return Sample(results.num_decisions, serving.seconds if on_host else results.run_seconds)
 

@@ -77,10 +77,11 @@ class Machine:
         """Medians of what was measured."""
         scope = "all" if all_cores or "one" not in self.samples else "one"
         rates = {kind: statistics.median(found) for kind, found in self.samples[scope].items()}
+        sizes = {name: cache_bytes(name, all_cores=scope == "all") for name in _CACHES}
         caches = [
-            Cache(name.replace("_", " "), cache_bytes(name), rates[name])
-            for name in _CACHES
-            if name in rates
+            Cache(name.replace("_", " "), size, rates[name])
+            for name, size in sizes.items()
+            if size and name in rates
         ]
         if self.platform != "cpu":
             # Nothing here can time it, so it is no limit.
@@ -120,11 +121,12 @@ def _ask(workers: Sequence[subprocess.Popen[str]], kind: str, seconds: float) ->
     return [float(worker.stdout.readline()) for worker in workers if worker.stdout is not None]
 
 
-def cache_bytes(name: str) -> int:
-    """Bytes of a cache that are one core's when all work; what every core has if nobody tells.
+def cache_bytes(name: str, *, all_cores: bool) -> int:
+    """Bytes of a cache that a core has; what every core has at least if nobody tells.
 
     Args:
-      name: of `MEASURES`, a cache's; the third is shared by the cores that may be used.
+      name: of `MEASURES`, a cache's.
+      all_cores: whether all usable cores work: those with the same third cache then share it.
     """
     index, least = _CACHES[name]
     try:
@@ -132,7 +134,18 @@ def cache_bytes(name: str) -> int:
         size = int(text.rstrip("KM")) * (2**20 if text.endswith("M") else 2**10)
     except (OSError, ValueError):
         return least
-    return size // manifest.usable_cores() if name == "third_cache" else size
+    return size // _sharing(index) if all_cores and name == "third_cache" else size
+
+
+def _sharing(index: str) -> int:
+    """Usable cores that share a cache with the first of them, at least 1."""
+    try:
+        text = (_SYSTEM / index / "shared_cpu_list").read_text("ascii").strip()
+        ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+        shared = {core for one in ends for core in range(one[0], one[-1] + 1)}
+        return max(1, len(shared & os.sched_getaffinity(0)))
+    except (OSError, ValueError, AttributeError):
+        return manifest.usable_cores()
 
 
 _INSTRUCTIONS = ("avx512f", "avx2", "avx", "sse4_2", "sve", "asimd")
@@ -159,7 +172,7 @@ def surroundings() -> dict[str, Any]:
     found = manifest.surroundings()
     found["machine"] |= {
         "instruction_set": instruction_set(),
-        "cache_bytes": {name: cache_bytes(name) for name in _CACHES},
+        "cache_bytes": {name: cache_bytes(name, all_cores=True) for name in _CACHES},
         "devices": [str(device) for device in jax.devices()],
     }
     return found

@@ -192,14 +192,15 @@ def _jobs(
     for name, policy in itertools.product(names, plan.policies):
         row = Row("kernel", f"{name}, {policy}", *shape, count, filled, all_cores=parallel)
         row.skipped = refusal
-        taken = "" if refusal else kernels.taken(name, ready.rule(policy), shape, sized=False)
-        row.requests_per_read = kernels.requests_per_read(taken or name)
+        taken = engine.taken(name, policy, shape)
+        row.requests_per_read = kernels.requests_per_read(taken)
         if not refusal and taken == "xla" != name:
             row.skipped = f"the kernel {name} does not have this policy's rule"
         yield _kernel_job(plan, row, ready, taken, policy)
     for policy in plan.policies:
         row = Row("everything", policy, *shape, count, filled, all_cores=parallel)
-        row.requests_per_read = kernels.requests_per_read(kernels.chosen(ready.platform))
+        taken = engine.taken(kernels.chosen(ready.platform), policy, shape)
+        row.requests_per_read = kernels.requests_per_read(taken)
         yield _run_job(row, policy, ready.rounds)
 
 

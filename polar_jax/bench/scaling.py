@@ -94,15 +94,12 @@ def _horizons(plan: Plan, horizons: Sequence[int], report: Report) -> list[Point
     platform = jax.devices()[0].platform
     shape = lanes.Shape(*BASE)
     filled = engine.filled_lanes(shape, BASE_LANES, platform)
-    at_once = kernels.requests_per_read(kernels.chosen(platform))
-    points = [
-        Point(
-            "horizon",
-            horizon,
-            Row("everything", policy, *BASE, BASE_LANES, filled, True, at_once, rounds=horizon),
-        )
-        for policy, horizon in itertools.product(plan.policies, horizons)
-    ]
+    kernel = kernels.chosen(platform)
+    points = []
+    for policy, horizon in itertools.product(plan.policies, horizons):
+        row = Row("everything", policy, *BASE, BASE_LANES, filled, all_cores=True, rounds=horizon)
+        row.requests_per_read = kernels.requests_per_read(engine.taken(kernel, policy, BASE))
+        points.append(Point("horizon", horizon, row))
     taken, total = itertools.count(1), len(points) * (plan.repeats + 1)
 
     def run(point: Point) -> Sample:

@@ -13,8 +13,9 @@ import numpy as np
 SIDE = 1_024  # of the matrices
 MEMORY_BYTES = 2**25  # of each of two buffers: with its copy, past a core's share of caches
 LINE, WORD, PAGE = 64, 8, 4_096  # bytes of a cache line, of the words that are copied, of a page
-# Words of a row and rows of the copies that stay in the first, second and third caches.
-FIRST, SECOND, THIRD = (1_024, 64), (12_288, 16), (262_144, 2)
+# Words of a row and rows of the copies that stay in the first, second and third caches; the last
+# are no longer than a core's share of the third has room for on machines of many cores.
+FIRST, SECOND, THIRD = (1_024, 64), (12_288, 16), (131_072, 4)
 
 
 def _product(seconds: float) -> float:
