@@ -95,7 +95,14 @@ def run_many(
             "experiments must be equal in problem, environment, shape, dtype, horizons and in "
             f"their policies' rules and schedules; got {len(experiments)} that are not."
         )
-    job = _Run(experiments, num_devices, chunk_rounds, keep_decisions, static_oracle, memory_limit)
+    job = _Run(
+        experiments,
+        num_devices,
+        chunk=chunk_rounds,
+        keep=keep_decisions,
+        static_oracle=static_oracle,
+        memory_limit=memory_limit,
+    )
     return job.execute(progress or (lambda _: None), watch, resume)
 
 
@@ -106,9 +113,7 @@ def memory(experiments: Sequence[Experiment], *, num_devices: int | None = None)
       experiments: of `run_many`.
       num_devices: at most so many devices; all of them where None.
     """
-    return (
-        _Run(experiments, num_devices, None, False, True, None).compile(lambda _: None).wave_bytes
-    )
+    return _Run(experiments, num_devices).compile(lambda _: None).wave_bytes
 
 
 class _Run:
@@ -118,10 +123,11 @@ class _Run:
         self,
         experiments: Sequence[Experiment],
         num_devices: int | None,
-        chunk: int | None,
-        keep: bool,
-        static_oracle: bool,
-        memory_limit: int | None,
+        *,
+        chunk: int | None = None,
+        keep: bool = False,
+        static_oracle: bool = True,
+        memory_limit: int | None = None,
     ) -> None:
         self.experiments, self.first = experiments, experiments[0]
         self.keep, self.static_oracle, self.memory_limit = keep, static_oracle, memory_limit

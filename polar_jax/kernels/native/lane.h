@@ -220,7 +220,7 @@ template <typename T> class Statistics {
   struct Request {
     Array<T> x, outer, weight, squared, mean;
   };
-  static constexpr int64_t kMost = 2;  // requests that are looked at together, `TOGETHER` of native_rounds.py
+  static constexpr int64_t kMost = 2;  // requests looked at together, `TOGETHER` of native_rounds.py
 
   using Integer = Whole<T>;
 
