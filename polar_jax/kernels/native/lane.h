@@ -3,6 +3,7 @@
 // Scores need x^T A_i x for every adapter i. It is the product of A_i's lower triangle with
 // w = (2 - [r = c]) x_r x_c, which all adapters share. Rows of the triangle are padded to fours,
 // and fours of several adapters lie side by side, so that sums need no shuffles in the loop.
+// The triangle is all that is kept of A_i: half the memory, and a fast cache holds more of it.
 #pragma once
 
 #include <cmath>
@@ -61,18 +62,19 @@ template <typename T> class Statistics {
     for (int64_t r = 0; r < d_; ++r) row_.push_back(groups_), groups_ += r / 4 + 1;
     numbers_ = round_up(groups_ * 4, kWidth<T>);
     triangle_.resize(padded_ * groups_ * 4), estimate_.resize(padded_ * theta_groups_ * 4);
-    inverse_.resize(n_ * d_ * d_pad_), recent_.resize(n_ * numbers_);
-    theta_.resize(n_ * d_pad_), sum_.resize(n_ * d_pad_);
-    v_.resize(d_pad_), scaled_.resize(d_pad_), twice_.resize(numbers_), prior_.resize(numbers_);
+    recent_.resize(n_ * numbers_), sum_.resize(n_ * d_pad_);
+    for (Array<T>* one : {&v_, &shrunk_v_}) one->resize(d_pad_);
+    for (Array<T>* one : {&twice_, &once_, &prior_}) one->resize(numbers_);
     for (Request& one : requests_) {
-      one.x.resize(d_pad_), one.outer.resize(numbers_), one.weight.resize(numbers_);
+      one.x.resize(d_pad_), one.weight.resize(numbers_);
       one.squared.resize(padded_), one.mean.resize(padded_);
     }
     row_of_.resize(numbers_, 0), column_of_.resize(numbers_, 0);
     for (int64_t r = 0; r < d_; ++r)
       for (int64_t c = 0; c <= r; ++c) {
         const int64_t k = row_[r] * 4 + c;
-        twice_[k] = c < r ? T(2) : T(1), row_of_[k] = r, column_of_[k] = c;
+        twice_[k] = c < r ? T(2) : T(1), once_[k] = T(1) / twice_[k];
+        row_of_[k] = r, column_of_[k] = c;
       }
     for (Array<T>* one : {&scores.mean, &scores.width, &scores.beta, &scores.index, &scores.net})
       one->resize(padded_, -kInf<T>);
@@ -85,12 +87,13 @@ template <typename T> class Statistics {
   void begin(const Lane<T>& lane) {
     if (pooled_) common_.begin(lane.pooled_inverse, lane.pooled_theta);
     for (int64_t i = 0; i < n_; ++i) {
-      for (int64_t r = 0; r < d_; ++r)
-        pad(inverse_.get() + (i * d_ + r) * d_pad_, lane.precision_inv + (i * d_ + r) * d_, d_,
-            d_pad_);
-      pad(theta_.get() + i * d_pad_, lane.theta + i * d_, d_, d_pad_);
+      T* to = place(triangle_.get(), groups_, i);
+      const T* row = lane.precision_inv + i * d_ * d_;
+      for (int64_t r = 0; r < d_; ++r, row += d_)
+        for (int64_t c = 0; c <= r; c += 4, to += kStep) pad(to, row + c, d_ - c, 4);
+      to = place(estimate_.get(), theta_groups_, i);
+      for (int64_t c = 0; c < d_; c += 4, to += kStep) pad(to, lane.theta + i * d_ + c, d_ - c, 4);
       pad(sum_.get() + i * d_pad_, lane.reward_recent + i * d_, d_, d_pad_);
-      spread<0>(i);
       const T* from = lane.precision_recent + i * (d_ * (d_ + 1) / 2);
       for (int64_t r = 0; r < d_; ++r)
         for (int64_t c = 0; c <= r; ++c) recent_[i * numbers_ + row_[r] * 4 + c] = *from++;
@@ -103,11 +106,18 @@ template <typename T> class Statistics {
   void end(Lane<T>& lane) const {
     if (pooled_) common_.end(lane.pooled_inverse, lane.pooled_theta);
     for (int64_t i = 0; i < n_; ++i) {
+      const T* four = place(triangle_.get(), groups_, i);
+      T* inverse = lane.precision_inv + i * d_ * d_;
       for (int64_t r = 0; r < d_; ++r)
-        for (int64_t c = 0; c < d_; ++c)
-          lane.precision_inv[(i * d_ + r) * d_ + c] = inverse_[(i * d_ + r) * d_pad_ + c];
+        for (int64_t c = 0; c <= r; c += 4, four += kStep)
+          for (int64_t k = c; k < c + 4 && k < d_; ++k) {
+            inverse[r * d_ + k] = four[k - c];
+            // Of a four on the diagonal the other rows have their own.
+            if (c + 4 <= r) inverse[k * d_ + r] = four[k - c];
+          }
+      four = place(estimate_.get(), theta_groups_, i);
       for (int64_t c = 0; c < d_; ++c) {
-        lane.theta[i * d_ + c] = theta_[i * d_pad_ + c];
+        lane.theta[i * d_ + c] = four[c / 4 * kStep + c % 4];
         lane.reward_recent[i * d_ + c] = sum_[i * d_pad_ + c];
       }
       T* to = lane.precision_recent + i * (d_ * (d_ + 1) / 2);
@@ -150,8 +160,8 @@ template <typename T> class Statistics {
     // Ties of the mathematics are ties of the numbers: the untouched share one.
     const T untouched = dot(now.x.get(), now.x.get(), d_pad) / lane.numbers[kRidge];
     if (theory) theory_beta(lane);
-    if (pooled_) add_common_prior(now, lane.numbers[kRidge]);
-    const T *squares = now.squared.get(), *raw = now.mean.get();
+    const T* squares = now.squared.get();
+    const T* raw = pooled_ ? with_common_prior(now, lane.numbers[kRidge]) : now.mean.get();
     const T *touched = touched_.get(), *floor = floor_.get();
     const T* beta = scores.beta.get();
     T *means = scores.mean.get(), *widths = scores.width.get(), *index = scores.index.get();
@@ -173,41 +183,28 @@ template <typename T> class Statistics {
   template <int D> void observe(Lane<T>& lane, int64_t request, int64_t a, T reward) {
     const int64_t d = D > 0 ? D : d_, d_pad = D > 0 ? round_up(D, kWidth<T>) : d_pad_;
     // Pointers of our own: the compiler must not fear that a store moves them.
-    T* inverse = inverse_.get() + a * d * d_pad;
-    T *theta = theta_.get() + a * d_pad, *total = sum_.get() + a * d_pad;
-    T *v = v_.get(), *scaled = scaled_.get(), *recent = recent_.get() + a * numbers_;
+    T* here = place(triangle_.get(), D > 0 ? groups_of(D) : groups_, a);
+    T *theta = place(estimate_.get(), (d + 3) / 4, a), *total = sum_.get() + a * d_pad;
+    T *v = v_.get(), *shrunk = shrunk_v_.get(), *recent = recent_.get() + a * numbers_;
     const Request& now = requests_[request];
-    const T *x = now.x.get(), *outer = now.outer.get();
-    // Where nothing was added to it, the scores know x^T theta already.
-    const T surprise = reward - (pooled_ ? dot(theta, x, d_pad) : now.mean[a]);
-    for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
-      // Several sums side by side: one would wait for each of its additions.
-      Vec<T> part[4] = {};
-      int64_t c = 0;
-      for (; c + 4 <= d; c += 4)
-        for (int j = 0; j < 4; ++j) part[j] += load(inverse + (c + j) * d_pad + k) * x[c + j];
-      for (; c < d; ++c) part[0] += load(inverse + c * d_pad + k) * x[c];
-      store(v + k, (part[0] + part[1]) + (part[2] + part[3]));
-    }
+    const T *x = now.x.get(), *weight = now.weight.get(), *once = once_.get();
     // Not x^T V^-1 x of the scores: with a tiny ridge only what is made of the same v keeps the
     // inverse positive in float32.
-    const T growth = T(1) + dot(v, x, d_pad);
-    const T root = T(1) / std::sqrt(growth), step = surprise / growth;
+    const T shrink = T(1) / (T(1) + direction<D>(here, x, v));
+    const T step = (reward - now.mean[a]) * shrink;
     for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
-      store(scaled + k, load(v + k) * root);
-      store(theta + k, load(theta + k) + step * load(v + k));
+      store(shrunk + k, load(v + k) * shrink);
       store(total + k, load(total + k) + reward * load(x + k));
     }
-    for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
-      const Vec<T> own = load(scaled + k);
-      for (int64_t c = 0; c < d; ++c) {
-        T* here = inverse + c * d_pad + k;
-        store(here, load(here) - scaled[c] * own);
-      }
-    }
+    for (int64_t c = 0; c < d; c += 4, theta += kStep)
+      store4(theta, load4(theta) + step * load4(v + c));
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < d; ++r)
+#pragma GCC unroll 4
+      for (int64_t c = 0; c <= r; c += 4, here += kStep)
+        store4(here, load4(here) - shrunk[r] * load4(v + c));
     for (int64_t k = 0, numbers = numbers_; k < numbers; k += kWidth<T>)
-      store(recent + k, load(recent + k) + load(outer + k));
-    spread<D>(a);
+      store(recent + k, fused(load(weight + k), load(once + k), load(recent + k)));
     touched_[a] = 1;
     lane.pulls[a] += 1;
     if (pooled_) common_.observe(x, reward);
@@ -218,64 +215,99 @@ template <typename T> class Statistics {
  private:
   // A request, and what its scores are made of.
   struct Request {
-    Array<T> x, outer, weight, squared, mean;
+    Array<T> x, weight, squared, mean;
   };
+  static constexpr int64_t kStep = 4 * kWidth<T>;  // from one four of an adapter to the next
   static constexpr int64_t kMost = 2;  // requests looked at together, `TOGETHER` of native_rounds.py
 
   using Integer = Whole<T>;
 
   // Where the numbers of adapter `i` begin in an array of fours. A block is four vectors of fours;
   // its adapters are numbered so that `products` finds their sums in order.
-  static T* place(T* array, int64_t groups, int64_t i) {
+  template <typename P> static P* place(P* array, int64_t groups, int64_t i) {
     const int64_t within = i % kWidth<T>;
-    return array + i / kWidth<T> * groups * 4 * kWidth<T> + within % 4 * kWidth<T> + within / 4 * 4;
+    return array + i / kWidth<T> * groups * kStep + within % 4 * kWidth<T> + within / 4 * 4;
   }
 
-  // Copies adapter `i` to where scores read it. What is beyond a row's end has weight 0.
-  template <int D> void spread(int64_t i) {
-    const int64_t d = D > 0 ? D : d_, d_pad = D > 0 ? round_up(D, kWidth<T>) : d_pad_;
-    T* to = place(triangle_.get(), groups_, i);
-    const T* row = inverse_.get() + i * d * d_pad;
-    for (int64_t r = 0; r < d; ++r, row += d_pad)
-      for (int64_t c = 0; c <= r; c += 4, to += 4 * kWidth<T>) store4(to, load4(row + c));
-    to = place(estimate_.get(), theta_groups_, i);
-    for (int64_t c = 0; c < d; c += 4, to += 4 * kWidth<T>)
-      store4(to, load4(theta_.get() + i * d_pad + c));
+  // v = V^-1 x of one adapter, and x^T v, from its triangle. A block of four rows and columns is
+  // read once for both of its products: its transpose lies on the other side of the diagonal.
+  template <int D> T direction(const T* from, const T* x, T* v) const {
+    const int64_t d = D > 0 ? D : d_, blocks = (d + 3) / 4;
+    // Numbers that the compiler can keep in registers, where it knows how many they are.
+    constexpr bool kLocal = D > 0 && D <= 32;
+    T local[kLocal ? D : 4];
+    T* sum = kLocal ? local : v;
+#pragma GCC unroll 8
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t rows = D > 0 || d - 4 * b >= 4 ? 4 : d - 4 * b;
+      const T* row[4];
+      Four<T> weight[4], part[4] = {};
+      for (int64_t j = 0; j < 4; ++j) {
+        // What there is no row for has weight 0.
+        row[j] = from + (j < rows ? j : 0) * (b + 1) * kStep;
+        weight[j] = Four<T>{} + (j < rows ? x[4 * b + j] : T(0));
+      }
+      from += rows * (b + 1) * kStep;
+#pragma GCC unroll 8
+      for (int64_t c = 0; c <= b; ++c) {
+        Four<T> number[4];
+        for (int j = 0; j < 4; ++j) number[j] = load4(row[j] + c * kStep);
+        const Four<T> low = fused(number[1], weight[1], number[0] * weight[0]);
+        const Four<T> high = fused(number[3], weight[3], number[2] * weight[2]);
+        if (c == b) {
+          store4(sum + 4 * b, (low + high) + sums_of_four<T>(part));
+        } else {
+          store4(sum + 4 * c, load4(sum + 4 * c) + (low + high));
+          for (int64_t j = 0; j < rows; ++j)
+            part[j] = fused(number[j], load4(x + 4 * c), part[j]);
+        }
+      }
+    }
+    Four<T> product = {};
+#pragma GCC unroll 8
+    for (int64_t b = 0; b < blocks; ++b) {
+      product += load4(sum + 4 * b) * load4(x + 4 * b);
+      if (kLocal) store4(v + 4 * b, load4(sum + 4 * b));
+    }
+    return (product[0] + product[1]) + (product[2] + product[3]);
   }
 
-  // The products x_r x_c in the order of the triangle, and the weights that scores give them.
+  // The weights that scores give to the triangle's numbers.
   template <int D> void multiply(Request& request, int64_t d) {
-    const T* x = request.x.get();
-    T *outer = request.outer.get(), *weight = request.weight.get();
-    const T* twice = twice_.get();
-    const int64_t numbers = numbers_;
+    const T *x = request.x.get(), *twice = twice_.get();
+    T* weight = request.weight.get();
 #if !defined(__clang__)
     if constexpr (D == kWidth<T>) {
       const Integer *row = row_of_.get(), *column = column_of_.get();
       const Vec<T> whole = load(x);
-      for (int64_t k = 0; k < numbers; k += kWidth<T>) {
+      for (int64_t k = 0; k < numbers_; k += kWidth<T>) {
         Place<Vec<T>> rows, columns;
         std::memcpy(&rows, row + k, sizeof(rows));
         std::memcpy(&columns, column + k, sizeof(columns));
         const Vec<T> both = __builtin_shuffle(whole, rows) * __builtin_shuffle(whole, columns);
-        store(outer + k, both);
         store(weight + k, both * load(twice + k));
       }
       return;
     }
 #endif
-    T* next = outer;
-    for (int64_t r = 0; r < d; ++r)
-      for (int64_t c = 0; c <= r; c += 4, next += 4) store4(next, x[r] * load4(x + c));
-    for (int64_t k = 0; k < numbers; k += kWidth<T>)
-      store(weight + k, load(outer + k) * load(twice + k));
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < d; ++r) {
+      const Four<T> own = Four<T>{} + x[r], both = own + own;
+      const int64_t diagonal = r / 4;
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < diagonal; ++c, weight += 4, twice += 4)
+        store4(weight, both * load4(x + 4 * c));
+      store4(weight, own * load4(x + 4 * diagonal) * load4(twice));
+      weight += 4, twice += 4;
+    }
   }
 
   // Ridge regression towards theta_0: the estimate towards 0 plus ridge x^T V^-1 theta_0, which is
   // the triangle's product with the weights (x_r t_c + x_c t_r) / (1 + [r = c]).
-  void add_common_prior(Request& request, T ridge) {
+  const T* with_common_prior(const Request& request, T ridge) {
     const T *x = request.x.get(), *t = common_.theta(), *twice = twice_.get();
-    T *shrunk = shrunk_.get(), *means = request.mean.get();
+    const T* raw = request.mean.get();
+    T* shrunk = shrunk_.get();
     int64_t k = 0;
     for (int64_t r = 0; r < d_; ++r)
       for (int64_t c = 0; c <= r; c += 4, k += 4) {
@@ -289,7 +321,8 @@ template <typename T> class Statistics {
     }
     const T untouched = dot(x, t, d_pad_);
     for (int64_t i = 0; i < n_; ++i)
-      means[i] += touched_[i] > 0 ? ridge * shrunk[i] : untouched;
+      shrunk[i] = raw[i] + (touched_[i] > 0 ? ridge * shrunk[i] : untouched);
+    return shrunk;
   }
 
   void theory_beta(const Lane<T>& lane) {
@@ -329,7 +362,7 @@ template <typename T> class Statistics {
     const int64_t groups = G > 0 ? G : given;
     Vec<T> part[R][4] = {};
 #pragma GCC unroll 4
-    for (int64_t g = 0; g < groups; ++g, array += 4 * kWidth<T>) {
+    for (int64_t g = 0; g < groups; ++g, array += kStep) {
       Vec<T> w[R];
       for (int r = 0; r < R; ++r) w[r] = repeat4(weight[r] + 4 * g);
       for (int k = 0; k < 4; ++k) {
@@ -346,7 +379,7 @@ template <typename T> class Statistics {
   // The same sum for one adapter, in the same order.
   static T product(const T* array, const T* weight, int64_t groups) {
     Four<T> part = {};
-    for (int64_t g = 0; g < groups; ++g, array += 4 * kWidth<T>)
+    for (int64_t g = 0; g < groups; ++g, array += kStep)
       part = fused(load4(array), load4(weight + 4 * g), part);
     return (part[0] + part[1]) + (part[2] + part[3]);
   }
@@ -356,9 +389,9 @@ template <typename T> class Statistics {
   int64_t n_, d_, d_pad_, padded_, theta_groups_, groups_ = 0, numbers_;
   std::vector<int64_t> row_;  // first four of each row
   Array<Integer> row_of_, column_of_;          // of each product x_r x_c
-  Array<T> triangle_, estimate_;               // what scores read
-  Array<T> inverse_, theta_, sum_, recent_;    // by adapter, rows padded
-  Array<T> v_, scaled_, twice_, prior_, shrunk_;
+  Array<T> triangle_, estimate_;      // by `place`
+  Array<T> sum_, recent_;             // by adapter
+  Array<T> v_, shrunk_v_, twice_, once_, prior_, shrunk_;
   Array<T> floor_, touched_;
   Request requests_[kMost];
   int64_t together_ = kSureSums ? kMost : 1;

@@ -110,7 +110,7 @@ template <typename T> class Kernel {
     lane.adapter[t] = static_cast<int32_t>(a);
     lane.forced[t] = forced;
     bool* sets = lane.sets + t * n_;
-    std::memcpy(sets, lane.resident, static_cast<size_t>(n_));
+    copy(sets, lane.resident);
     const int64_t bought = admit(lane, a);
     const bool changed = with_.controller != kFixed && differ(sets, lane.resident);
     int32_t loads = 0;
@@ -128,6 +128,17 @@ template <typename T> class Kernel {
     lane.loads[t] = loads;
     lane.switched[t] = cost;
     lane.switched_ms[t] = milliseconds;
+  }
+
+  // Without a call of the library for as few bytes as there mostly are.
+  void copy(bool* to, const bool* from) const {
+    uint64_t head, tail;
+    if (n_ < 8 || n_ > 16) {
+      std::memcpy(to, from, static_cast<size_t>(n_));
+      return;
+    }
+    std::memcpy(&head, from, 8), std::memcpy(&tail, from + n_ - 8, 8);
+    std::memcpy(to, &head, 8), std::memcpy(to + n_ - 8, &tail, 8);
   }
 
   bool differ(const bool* a, const bool* b) const {

@@ -90,10 +90,11 @@ constexpr bool kSureSums = false;
 // Numbers of a vector by their places; compilers have one form of it or the other.
 template <typename V> using Place = decltype(V{} < V{});
 #if defined(__clang__)
-#define POLAR_SHUFFLE(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
+#define POLAR_SHUFFLE_TWO(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
-#define POLAR_SHUFFLE(x, ...) __builtin_shuffle(x, Place<decltype(x)>{__VA_ARGS__})
+#define POLAR_SHUFFLE_TWO(x, y, ...) __builtin_shuffle(x, y, Place<decltype(x)>{__VA_ARGS__})
 #endif
+#define POLAR_SHUFFLE(x, ...) POLAR_SHUFFLE_TWO(x, x, __VA_ARGS__)
 
 // Every number replaced by the sum of the four that it is one of.
 inline Vec<float> sum4(Vec<float> x) {
@@ -115,7 +116,15 @@ inline Vec<double> sum4(Vec<double> x) {
 #endif
 }
 
-// Square roots, and numbers of a vector by their places.
+// The sums of four fours, one after the other.
+template <typename T> inline Four<T> sums_of_four(const Four<T>* from) {
+  const Four<T> a = from[0], b = from[1], c = from[2], d = from[3];
+  const Four<T> ab = POLAR_SHUFFLE_TWO(a, b, 0, 4, 1, 5) + POLAR_SHUFFLE_TWO(a, b, 2, 6, 3, 7);
+  const Four<T> cd = POLAR_SHUFFLE_TWO(c, d, 0, 4, 1, 5) + POLAR_SHUFFLE_TWO(c, d, 2, 6, 3, 7);
+  return POLAR_SHUFFLE_TWO(ab, cd, 0, 1, 4, 5) + POLAR_SHUFFLE_TWO(ab, cd, 2, 3, 6, 7);
+}
+
+// Square roots.
 #if defined(__AVX512F__)
 inline Vec<float> roots(Vec<float> x) { return _mm512_sqrt_ps(x); }
 inline Vec<double> roots(Vec<double> x) { return _mm512_sqrt_pd(x); }
@@ -136,7 +145,7 @@ template <typename T> inline Vec<T> one_of_each(const Vec<T>* from) {
   return fourth ? from[3] : third ? from[2] : low;
 }
 
-// Sum and largest of a vector's numbers; first place of a number in it, -1 for none.
+// Sum and largest of a vector's numbers; bits of the places of a number in it.
 template <typename T> inline T sum(Vec<T> x) {
   T total = 0;
   for (int i = 0; i < kWidth<T>; ++i) total += x[i];
@@ -147,10 +156,10 @@ template <typename T> inline T largest(Vec<T> x) {
   for (int i = 1; i < kWidth<T>; ++i) most = x[i] > most ? x[i] : most;
   return most;
 }
-template <typename T> inline int place_of(Vec<T> x, T value) {
-  for (int i = 0; i < kWidth<T>; ++i)
-    if (x[i] == value) return i;
-  return -1;
+template <typename T> inline uint64_t places_of(Vec<T> x, T value) {
+  uint64_t places = 0;
+  for (int i = 0; i < kWidth<T>; ++i) places |= static_cast<uint64_t>(x[i] == value) << i;
+  return places;
 }
 template <typename M> inline bool any(M mask) {
   int64_t found = 0;
@@ -163,8 +172,8 @@ inline bool any(Place<Vec<float>> mask) {
 }
 template <> inline float sum<float>(Vec<float> x) { return _mm512_reduce_add_ps(x); }
 template <> inline float largest<float>(Vec<float> x) { return _mm512_reduce_max_ps(x); }
-template <> inline int place_of<float>(Vec<float> x, float value) {
-  return __builtin_ffs(_mm512_cmp_ps_mask(x, _mm512_set1_ps(value), _CMP_EQ_OQ)) - 1;
+template <> inline uint64_t places_of<float>(Vec<float> x, float value) {
+  return _mm512_cmp_ps_mask(x, _mm512_set1_ps(value), _CMP_EQ_OQ);
 }
 #elif defined(__AVX__)
 inline bool any(Place<Vec<float>> mask) { return _mm256_movemask_ps((__m256)mask) != 0; }
@@ -178,9 +187,9 @@ template <> inline float largest<float>(Vec<float> x) {
   half = _mm_max_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 }
-template <> inline int place_of<float>(Vec<float> x, float value) {
+template <> inline uint64_t places_of<float>(Vec<float> x, float value) {
   const __m256 same = _mm256_cmp_ps(x, _mm256_set1_ps(value), _CMP_EQ_OQ);
-  return __builtin_ffs(_mm256_movemask_ps(same)) - 1;
+  return static_cast<uint32_t>(_mm256_movemask_ps(same));
 }
 #endif
 
@@ -217,9 +226,13 @@ template <typename T> inline Best<T> first_max(const T* values, int64_t padded) 
     for (int64_t i = 0; i < padded; ++i)
       if (values[i] != values[i]) return {values[i], static_cast<int32_t>(i)};
   const T value = largest<T>(best);
-  for (int64_t i = 0; i < padded; i += kWidth<T>) {
-    const int place = place_of<T>(load(values + i), value);
-    if (place >= 0) return {value, static_cast<int32_t>(i + place)};
+  // Up to 64 at once: a branch for every vector would be guessed wrong half the time.
+  for (int64_t first = 0; first < padded; first += 64) {
+    const int64_t count = padded - first < 64 ? padded - first : 64;
+    uint64_t places = 0;
+    for (int64_t i = 0; i < count; i += kWidth<T>)
+      places |= places_of<T>(load(values + first + i), value) << i;
+    if (places) return {value, static_cast<int32_t>(first + __builtin_ctzll(places))};
   }
   return {value, 0};
 }
