@@ -13,6 +13,10 @@ from polar_jax.types import ChunkClock
 
 # Rounds per compiled call: whole blocks, and short enough to answer Ctrl-C at once.
 MAX_ROUNDS = 4 * draws.BLOCK
+# So many times as many where a processor's tile is nearly empty: what a call costs beside its lanes
+# is then most of a run. A chunk's arrays have room for the whole tile, in so many bytes at most.
+_LONGER = {"cpu": 4}
+_CHUNK_BYTES = 2**28
 # Work of all lanes of a device that one call may hold: about a second.
 _CALL_WORK = {"cpu": 1e10}
 _CALL_WORK_ACCELERATOR = 1e13
@@ -64,7 +68,9 @@ def _search_work(search: str, padded: int, num_adapters: int, cache_slots: int) 
     return _GAIN * padded * cache_slots if search else 0.0
 
 
-def chunk_rounds(experiment: Experiment, tile: int, platform: str) -> int:
+def chunk_rounds(
+    experiment: Experiment, tile: int, platform: str, *, lanes: int | None = None
+) -> int:
     """Rounds per compiled call, whole blocks, so that a call takes about a second at most.
 
     One block is the least, however often it replans.
@@ -73,14 +79,28 @@ def chunk_rounds(experiment: Experiment, tile: int, platform: str) -> int:
       experiment: what will run; those that run side by side have equal chunks.
       tile: lanes that one device runs side by side.
       platform: "cpu", "gpu" or "tpu".
+      lanes: how many of a tile's lanes count, at most; all where None.
     """
     budget = _CALL_WORK.get(platform, _CALL_WORK_ACCELERATOR) / tile
     rounds = MAX_ROUNDS
+    n, d = experiment.compiled_shape
+    longest = MAX_ROUNDS * min(_LONGER.get(platform, 1), tile // max(1, min(lanes or tile, tile)))
+    while (
+        2 * rounds <= longest
+        and rounds < experiment.problem.horizon
+        and 2 * rounds * tile * round_bytes(n, d) <= _CHUNK_BYTES
+    ):
+        rounds *= 2
     while rounds > draws.BLOCK and budget < max(
         _call_work(policy, experiment.compiled_shape, rounds) for policy in experiment.policies
     ):
         rounds //= 2
     return rounds
+
+
+def round_bytes(num_adapters: int, context_dim: int) -> int:
+    """Estimated bytes of a round of one lane: context, utilities, decision."""
+    return 4 * (3 * num_adapters + 2 * context_dim + 16)
 
 
 def _call_work(policy: Policy, shape: Shape, rounds: int) -> float:

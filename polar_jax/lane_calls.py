@@ -412,9 +412,11 @@ def advance(
     """One chunk of one lane: decisions, then their figures summed over curve intervals."""
     lane = simulate.Lane(policy.rule, data.params, inputs, data.quotas, subsets, env.binary_reward)
     state, decisions = simulate.run_chunk(
-        lane, state, rounds, clock, kernel=kernels.run_rounds(kernel.rounds)
+        *(lane, state, rounds, clock),
+        kernel=kernels.run_rounds(kernel.rounds),
+        refresh=kernels.refresh(kernel.beside),
     )
-    sums, backlog = kernels.chunk_sums(kernel.sums)(
+    sums, backlog = kernels.chunk_sums(kernel.beside)(
         *(rounds, decisions, inputs, oracle_set, state.backlog_ms, jnp.asarray(clock.interval)),
         num_intervals=epochs.NUM_INTERVALS,
     )

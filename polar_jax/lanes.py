@@ -65,8 +65,8 @@ def run_many(
       experiments: equal in problem, environment, shape, dtype, horizons and in the rules and
         schedules of their policies; free in seeds, costs and every constant.
       num_devices: at most so many devices; all of them where None. It changes no result.
-      chunk_rounds: rounds per compiled call, a multiple of 256; about a second's where None.
-        It changes no result.
+      chunk_rounds: rounds per compiled call, a multiple of 256; as many as suit the shape and
+        the number of lanes where None. It changes no result.
       keep_decisions: also return all rounds and decisions; memory then grows with `T`.
       static_oracle: find every lane's static oracle. Without, it is the empty set, also for
         policies that hold it, and neither regret nor `oracle_exact` means anything: for timing
@@ -136,8 +136,10 @@ class _Run:
         self.seed = np.asarray([seed for _, seed in lane], np.int32)
         platform = jax.devices()[0].platform
         self.tile = tile_width(self.first.compiled_shape, platform)
-        self.chunk = chunk or chunks.chunk_rounds(self.first, self.tile, platform)
         self.place = programs.place(-(-self.seed.size // self.tile), num_devices)
+        self.chunk = chunk or chunks.chunk_rounds(
+            self.first, self.tile, platform, lanes=self.seed.size
+        )
         self.sampled = lane_calls.oracle_rounds(self.first.environment, self.first.problem.horizon)
         self.cells = self._cell_arrays()
         self.shared = self._shared_arrays()

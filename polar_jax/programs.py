@@ -58,9 +58,9 @@ def _lane_bytes(shape: Shape) -> tuple[int, int]:
     # Statistics are kept twice while they are updated; a chunk holds contexts,
     # utilities and decisions; the oracle sees its sample twice; a replan holds every
     # sampled direction.
-    chunk = chunks.MAX_ROUNDS * (3 * n + 2 * d + 16) + 2 * oracles.ORACLE_CONTEXTS * n
-    planned = draws.RESERVOIR_SLOTS * (n * d + 64)
-    return 4 * 2 * n * d * (3 * d + 4), 4 * (chunk + planned)
+    chunk = chunks.MAX_ROUNDS * chunks.round_bytes(n, d)
+    other = 2 * oracles.ORACLE_CONTEXTS * n + draws.RESERVOIR_SLOTS * (n * d + 64)
+    return 4 * 2 * n * d * (3 * d + 4), chunk + 4 * other
 
 
 def estimated_bytes(shape: Shape, num_policies: int, platform: str) -> int:
@@ -328,6 +328,17 @@ class Family:
         )
 
 
+def chunk_of_full_tiles(experiment: Experiment, platform: str) -> int:
+    """Rounds of a call that suit full tiles: with it, runs of few lanes and of many share programs.
+
+    Args:
+      experiment: what would run.
+      platform: "cpu", "gpu" or "tpu".
+    """
+    tile = tile_width(experiment.compiled_shape, platform)
+    return chunks.chunk_rounds(experiment, tile, platform)
+
+
 def descriptions(experiment: Experiment, platform: str) -> list[tuple[Any, str]]:
     """Every program that an experiment needs: what makes it another one, and its name.
 
@@ -346,7 +357,7 @@ def descriptions(experiment: Experiment, platform: str) -> list[tuple[Any, str]]
     sized = experiment.problem.differing is not None
     if sized:
         sizes += ", of different size"
-    chunk = chunks.chunk_rounds(experiment, tile_width(shape, platform), platform)
+    chunk = chunk_of_full_tiles(experiment, platform)
     short = "" if chunk == chunks.MAX_ROUNDS else f", {chunk} rounds a call"
     stream = f"{env.name} with {env.num_clusters} clusters"
     if env.num_segments > 1:

@@ -24,6 +24,7 @@ from polar_jax.types import (
     ReplanInputs,
     Rounds,
     RouteInputs,
+    RouterState,
     Rule,
     Scores,
 )
@@ -214,6 +215,12 @@ def run_rounds(
     return jax.lax.fori_loop(start, stop, body, (state, decisions))
 
 
+def refresh(state: RouterState, counted: Array) -> RouterState:
+    """`linalg.refresh` of a lane's statistics, whether it counts or only fills up a tile."""
+    del counted
+    return linalg.refresh(state)
+
+
 def _recent(state: LaneState, rounds: Rounds, stop: Array) -> Array:
     """`[W, d]` the last `W` contexts up to `stop` rounds into the chunk."""
     seen = jnp.concatenate([state.sample, rounds.context])
@@ -320,6 +327,7 @@ def run_chunk(
     clock: ChunkClock,
     *,
     kernel: Callable[..., tuple[LaneState, Decisions]] = run_rounds,
+    refresh: Callable[[RouterState, Array], RouterState] = refresh,
 ) -> tuple[LaneState, Decisions]:
     """Serves a chunk of `n` rounds and acts at the epoch boundaries within it.
 
@@ -332,6 +340,7 @@ def run_chunk(
       rounds: `n` rounds; those past the horizon are not served.
       clock: boundaries of the chunk.
       kernel: the fast timescale: `run_rounds`, or a kernel that does the same faster.
+      refresh: the statistics' refresh, or a kernel's.
 
     Returns:
       `(state, decisions of the n rounds)`.
@@ -342,7 +351,7 @@ def run_chunk(
     sampled = lane.rule.controller.replan is not None
 
     def refreshed(state: LaneState, _: Array) -> LaneState:
-        return state.replace(router=linalg.refresh(state.router))
+        return state.replace(router=refresh(state.router, lane.inputs.counted))
 
     def replanned(state: LaneState, segment: Array) -> LaneState:
         state = refreshed(state, segment)

@@ -9,8 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polar_jax import draws, environments, epochs, kernels, lane_calls, lane_maps, metrics, programs
-from polar_jax.kernels import native_build, native_metrics, random_bits
+from polar_jax import (
+    draws,
+    environments,
+    epochs,
+    kernels,
+    lane_calls,
+    lane_maps,
+    metrics,
+    programs,
+    simulate,
+)
+from polar_jax.kernels import native_build, native_metrics, native_refresh, random_bits
 from polar_jax.types import Decisions, LaneInputs, Rounds
 
 pytestmark = pytest.mark.skipif(
@@ -189,6 +199,8 @@ def test_what_is_no_number_stays_in_its_interval():
 
 
 def test_a_run_takes_them_with_the_native_kernel_alone():
+    assert kernels.refresh("native") is native_refresh.refresh
+    assert kernels.refresh("xla") is simulate.refresh
     assert kernels.chunk_sums("native") is native_metrics.chunk_sums
     assert kernels.chunk_sums("xla") is metrics.chunk_sums
     key = jax.random.key(0, impl="threefry2x32")

@@ -41,8 +41,8 @@ class Bench:
         else, as the baselines are, and is checked like them.
       kernels: kernels to measure alone, of xla, native, pallas and blocked, separated by commas or
         spaces (docs/performance.md). Whole runs take what POLAR_JAX_KERNEL says.
-      rounds: rounds of a call, a multiple of 256; what is drawn for a kernel, which longer samples
-        repeat.
+      rounds: rounds of a call at most, a multiple of 256; what is drawn for a kernel, which longer
+        samples repeat.
       repeats: samples of everything, at least 1; medians of fewer than 5 tell little.
       seconds: of one sample, about.
       memory_limit: GiB for ready lanes; cases that need more are named and left out.
@@ -60,7 +60,7 @@ class Bench:
     lanes: tuple[str, ...] = ("1,64,1024,8192",)
     policies: tuple[str, ...] = ("full_cache,lru,polar_experts",)
     kernels: Annotated[tuple[str, ...], _arg("[STR [STR ...]]", "those that can run here")] = ()
-    rounds: int = 1_024
+    rounds: Annotated[int | None, _arg("INT", "as many as a run has")] = None
     repeats: int = 5
     seconds: float = 0.5
     memory_limit: Annotated[float | None, _arg("GIB", "half of what there is")] = None
@@ -80,9 +80,10 @@ class Bench:
         """
         checks.between("--repeats", self.repeats, 1, _MAX_REPEATS, whole=True)
         checks.between("--seconds", self.seconds, 1e-4, 3_600.0)
-        checks.between("--rounds", self.rounds, _BLOCK, 2**20, whole=True)
-        if self.rounds % _BLOCK:
-            raise ValueError(f"--rounds must be a multiple of {_BLOCK}, got {self.rounds}.")
+        if self.rounds is not None:
+            checks.between("--rounds", self.rounds, _BLOCK, 2**20, whole=True)
+            if self.rounds % _BLOCK:
+                raise ValueError(f"--rounds must be a multiple of {_BLOCK}, got {self.rounds}.")
         if self.devices is not None:
             checks.at_least("--devices", self.devices, 1)
         if self.memory_limit is not None:

@@ -28,6 +28,7 @@ from polar_jax.types import Decisions
 
 # Every adapter is resident, so that this is LinUCB and nothing else, as the baselines are.
 PLAIN = "full_cache"
+_LONG = 2**20  # rounds of a run whose length does not matter
 _ROUNDED_UP = 1.3  # memory beside what is counted: temporaries
 
 
@@ -84,12 +85,13 @@ def wave_width(shape: lanes.Shape, num_lanes: int, platform: str) -> int:
     return tile * programs.place(-(-num_lanes // tile), None).num_devices
 
 
-def chunk_rounds(shape: lanes.Shape, names: Sequence[str], most: int) -> int:
-    """Rounds of a call: as many as asked for, and no more than a run would have."""
-    exp = experiment(shape, names, num_lanes=1, horizon=most)
+def chunk_rounds(shape: lanes.Shape, names: Sequence[str], num_lanes: int, most: int | None) -> int:
+    """Rounds of a call: as many as a long run of so many lanes has, and no more than asked for."""
+    exp = experiment(shape, names, num_lanes=1, horizon=_LONG)
     platform = jax.devices()[0].platform
     tile = programs.tile_width(shape, platform)
-    return min(most, chunks.chunk_rounds(exp, tile, platform))
+    rounds = chunks.chunk_rounds(exp, tile, platform, lanes=num_lanes)
+    return rounds if most is None else min(most, rounds)
 
 
 def ready_bytes(shape: lanes.Shape, num_lanes: int, rounds: int, num_policies: int) -> int:
@@ -146,10 +148,12 @@ class Ready:
     fill up a tile are not counted.
     """
 
-    def __init__(self, shape: lanes.Shape, num_lanes: int, rounds: int, names: Sequence[str]):
+    def __init__(
+        self, shape: lanes.Shape, num_lanes: int, rounds: int | None, names: Sequence[str]
+    ) -> None:
         self.platform = jax.devices()[0].platform
         self.num_lanes, self.names = num_lanes, tuple(names)
-        self.rounds = chunk_rounds(shape, names, rounds)
+        self.rounds = chunk_rounds(shape, names, num_lanes, rounds)
         self.width = wave_width(shape, num_lanes, self.platform)
         tile = programs.tile_width(shape, self.platform)
         self._place = programs.place(-(-num_lanes // tile), None)

@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     shapes: Sequence[tuple[int, int]]
     lane_counts: Sequence[int]
     policies: Sequence[str]
-    rounds: int  # that are drawn for a kernel, at most
+    rounds: int | None  # that are drawn for a kernel, at most; a run's chunk where None
     repeats: int
     seconds: float  # of a sample, about
     memory_bytes: int
@@ -167,7 +167,7 @@ def _ready(plan: Plan, shape: tuple[int, int], count: int) -> tuple[engine.Ready
     platform = jax.devices()[0].platform
     sizes = lanes.Shape(*shape)
     filled = engine.filled_lanes(sizes, count, platform)
-    rounds = engine.chunk_rounds(sizes, plan.policies, plan.rounds)
+    rounds = engine.chunk_rounds(sizes, plan.policies, count, plan.rounds)
     needed = engine.ready_bytes(sizes, filled, rounds, len(plan.policies))
     if needed <= plan.memory_bytes:
         return engine.Ready(sizes, count, plan.rounds, plan.policies), ""

@@ -22,11 +22,12 @@ from polar_jax.kernels import (
     blocked_rounds,
     native_build,
     native_metrics,
+    native_refresh,
     native_rounds,
     pallas_rounds,
     random_bits,
 )
-from polar_jax.types import Rule
+from polar_jax.types import RouterState, Rule
 
 NAMES = ("xla", "native", "pallas", "blocked")
 VARIABLE = "POLAR_JAX_KERNEL"
@@ -97,7 +98,7 @@ class Taken(NamedTuple):
     """The kernels that one policy's program is made of."""
 
     rounds: str  # serves the rounds: what `taken` gave
-    sums: str  # sums up their figures: the run's kernel
+    beside: str  # refreshes statistics and sums up figures: the run's kernel
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -124,6 +125,19 @@ def requests_per_read(name: str) -> int:
       name: what `taken` gave.
     """
     return {"native": native_rounds.TOGETHER, "blocked": blocked_rounds.BLOCK}.get(name, 1)
+
+
+def refresh(name: str) -> Callable[[RouterState, Array], RouterState]:
+    """The function that refreshes a lane's statistics, as `linalg.refresh` does.
+
+    Args:
+      name: the run's kernel.
+
+    Returns:
+      A function of the statistics, and of whether the lane counts: if not, what becomes of it is
+      read by nobody.
+    """
+    return native_refresh.refresh if name == "native" else simulate.refresh
 
 
 def chunk_sums(name: str) -> Callable[..., Any]:

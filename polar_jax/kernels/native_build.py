@@ -30,6 +30,8 @@ FLAGS = (
 _TARGETS = {
     "polar_rounds_f32": "PolarRoundsF32",
     "polar_rounds_f64": "PolarRoundsF64",
+    "polar_refresh_f32": "PolarRefreshF32",
+    "polar_refresh_f64": "PolarRefreshF64",
     "polar_sums_f32": "PolarSumsF32",
     "polar_sums_f64": "PolarSumsF64",
     "polar_bits": "PolarBits",

@@ -3,7 +3,9 @@
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from polar_jax import lanes, processes
+import jax
+
+from polar_jax import lanes, processes, programs
 from polar_jax.lane_calls import Shape
 from polar_jax.sweep import claims, rows, store, together
 from polar_jax.sweep.plan import Plan, Shard
@@ -96,10 +98,11 @@ class ShardRun:
     def _run(
         self, experiments: list[lanes.Experiment], resume: lanes.Snapshot | None
     ) -> list[lanes.Results]:
-        options = self.worker.options
+        options, platform = self.worker.options, jax.devices()[0].platform
         return lanes.run_many(
             experiments,
             num_devices=options.num_devices,
+            chunk_rounds=programs.chunk_of_full_tiles(experiments[0], platform),
             memory_limit=options.memory_limit,
             progress=self._progress,
             watch=self,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from polar_jax import lanes, manifest, processes, processors
+from polar_jax import lanes, manifest, processes, processors, programs
 from polar_jax.sweep.plan import Plan
 
 _META = "meta"
@@ -125,9 +125,11 @@ def follow(plan: Plan, options: Options, stop: Stop) -> bool:
         follower = _Follower(stop)
         try:
             for batch in plan.shards[meta["shard"]].batches[meta["batch"] :]:
+                experiments, platform = batch.experiments(), jax.devices()[0].platform
                 lanes.run_many(
-                    batch.experiments(),
+                    experiments,
                     num_devices=options.num_devices,
+                    chunk_rounds=programs.chunk_of_full_tiles(experiments[0], platform),
                     memory_limit=options.memory_limit,
                     progress=follower.progress,
                     watch=follower,

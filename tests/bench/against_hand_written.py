@@ -28,7 +28,7 @@ from polar_jax.bench.arithmetic import Sample
 from polar_jax.kernels import native_build
 
 SOURCE = pathlib.Path(__file__).with_name("hand_written.cc")
-POLICY, ROUNDS = "full_cache", 1_024
+POLICY = "full_cache"
 
 
 class Case(NamedTuple):
@@ -95,7 +95,7 @@ def measure(case: Case, library: ctypes.CDLL, repeats: int) -> str:
       ValueError: if either chose an adapter that was not the best within float32's rounding.
     """
     shape = lanes.Shape(case.num_adapters, case.context_dim)
-    ready = engine.Ready(shape, case.num_lanes, ROUNDS, [POLICY])
+    ready = engine.Ready(shape, case.num_lanes, None, [POLICY])
     ready.compile("native", kernels.run_rounds("native"), POLICY)
     stream = ready.stream(case.num_lanes)
     loop = HandWritten(library, stream, len(jax.devices()))

@@ -1,10 +1,11 @@
 // LinUCB for one purpose, written by hand: what the native kernel is measured against.
 //
 // float32, disjoint models, constant beta, every adapter resident; (15, 16) or (64, 32), both known
-// to the compiler. The layout ideas are the kernel's: triangles packed in fours of four adapters
-// side by side against weights that all share, one lane after the other with its statistics in
-// cache, rank-one updates, and one thread per core. Everything else is left out: schedules, forced
-// exploration, costs, admission, booking, the sums that a refresh reads, what is not a number.
+// to the compiler. The layout ideas are the kernel's: triangles, and nothing else of an inverse,
+// packed in fours of four adapters side by side against weights that all share, one lane after the
+// other with its statistics in cache, rank-one updates, and one thread per core. Everything else is
+// left out: schedules, forced exploration, costs, admission, booking, the sums that a refresh
+// reads, what is not a number.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -21,7 +22,9 @@ using polar::kInf;
 using polar::load;
 using polar::store;
 using Numbers = polar::Vec<float>;
+using Four = polar::Four<float>;
 constexpr int kWidth = polar::kWidth<float>;
+constexpr int kStep = 4 * kWidth;  // from one four of an adapter to the next
 
 struct Stream {
   const float *context, *utility, *noise;  // [lanes, rounds, D], [lanes, rounds, N], [lanes, rounds]
@@ -35,24 +38,21 @@ template <int N, int D> class Loop {
  public:
   Loop() {
     triangle_.resize(kPadded * kGroups * 4), estimate_.resize(kPadded * D);
-    inverse_.resize(N * D * D), theta_.resize(N * D);
     index_.resize(kPadded, -kInf<float>), squared_.resize(kPadded), mean_.resize(kPadded);
-    weight_.resize(kGroups * 4), twice_.resize(kGroups * 4), x_.resize(D);
-    for (int r = 0, k = 0; r < D; ++r)
-      for (int c = 0; c < (r / 4 + 1) * 4; ++c, ++k) twice_[k] = c < r ? 2.f : c == r ? 1.f : 0.f;
+    weight_.resize(kGroups * 4), x_.resize(D);
+    for (int j = 0; j < 4; ++j)
+      for (int c = 0; c < 4; ++c) diagonal_[j][c] = c < j ? 2.f : c == j ? 1.f : 0.f;
   }
 
   void serve(const Stream& s, int64_t lane) {
-    std::memcpy(inverse_.get(), s.inverse + lane * N * D * D, sizeof(float) * N * D * D);
-    std::memcpy(theta_.get(), s.theta + lane * N * D, sizeof(float) * N * D);
-    for (int i = 0; i < N; ++i) spread(i);
+    float *inverse = s.inverse + lane * N * D * D, *theta = s.theta + lane * N * D;
+    for (int i = 0; i < N; ++i) begin(i, inverse + i * D * D, theta + i * D);
     for (int64_t t = lane * s.rounds; t < (lane + 1) * s.rounds; ++t) {
       const int a = choose(s.context + t * D, s.alpha);
       s.chosen[t] = a;
       learn(a, s.utility[t * N + a] + s.noise[t]);
     }
-    std::memcpy(s.inverse + lane * N * D * D, inverse_.get(), sizeof(float) * N * D * D);
-    std::memcpy(s.theta + lane * N * D, theta_.get(), sizeof(float) * N * D);
+    for (int i = 0; i < N; ++i) end(i, inverse + i * D * D, theta + i * D);
   }
 
  private:
@@ -63,10 +63,14 @@ template <int N, int D> class Loop {
     std::memcpy(x_.get(), context, sizeof(float) * D);
     const float* x = x_.get();
     float *weight = weight_.get(), *next = weight;
-    for (int r = 0; r < D; ++r)
-      for (int c = 0; c <= r; c += 4, next += 4) polar::store4(next, x[r] * polar::load4(x + c));
-    for (int k = 0; k < kGroups * 4; k += kWidth)
-      store(weight + k, load(weight + k) * load(twice_.get() + k));
+#pragma GCC unroll 16
+    for (int r = 0; r < D; ++r) {
+      const Four own = Four{} + x[r], both = own + own;
+      for (int c = 0; c < r / 4 * 4; c += 4, next += 4)
+        polar::store4(next, both * polar::load4(x + c));
+      polar::store4(next, own * polar::load4(x + r / 4 * 4) * diagonal_[r % 4]);
+      next += 4;
+    }
     products<kGroups>(triangle_.get(), weight, squared_.get());
     products<D / 4>(estimate_.get(), x, mean_.get());
     for (int i = 0; i < kPadded; i += kWidth) {
@@ -79,49 +83,70 @@ template <int N, int D> class Loop {
   }
 
   void learn(int a, float reward) {
-    float *inverse = inverse_.get() + a * D * D, *theta = theta_.get() + a * D;
+    float *here = place(triangle_.get(), kGroups, a), *theta = place(estimate_.get(), D / 4, a);
     const float* x = x_.get();
-    constexpr int kParts = D / kWidth;
-    Numbers v[kParts][2] = {};
-    for (int r = 0; r < D; r += 2)
-      for (int p = 0; p < kParts; ++p)
-        for (int j = 0; j < 2; ++j) v[p][j] += x[r + j] * load(inverse + (r + j) * D + p * kWidth);
+    float v[D] = {}, kept[D];
+    const float* from = here;
+#pragma GCC unroll 8
+    for (int b = 0; b < D / 4; ++b) {
+      Four part[4] = {};
+#pragma GCC unroll 8
+      for (int c = 0; c <= b; ++c) {
+        Four row[4], out = {};
+        for (int j = 0; j < 4; ++j) {
+          row[j] = polar::load4(from + (j * (b + 1) + c) * kStep);
+          out += x[4 * b + j] * row[j];
+          if (c < b) part[j] += row[j] * polar::load4(x + 4 * c);
+        }
+        polar::store4(v + 4 * c, polar::load4(v + 4 * c) + out);
+      }
+      polar::store4(v + 4 * b, polar::load4(v + 4 * b) + polar::sums_of_four<float>(part));
+      from += 4 * (b + 1) * kStep;
+    }
     const float shrink = 1.f / (1.f + std::max(squared_[a], 0.f));
     const float step = (reward - mean_[a]) * shrink;
-    float kept[D];
-    for (int p = 0; p < kParts; ++p) {
-      v[p][0] += v[p][1];
-      store(kept + p * kWidth, v[p][0] * shrink);
-      store(theta + p * kWidth, load(theta + p * kWidth) + step * v[p][0]);
+    for (int c = 0; c < D; c += 4, theta += kStep) {
+      polar::store4(kept + c, polar::load4(v + c) * shrink);
+      polar::store4(theta, polar::load4(theta) + step * polar::load4(v + c));
     }
+#pragma GCC unroll 16
     for (int r = 0; r < D; ++r)
-      for (int p = 0; p < kParts; ++p) {
-        float* here = inverse + r * D + p * kWidth;
-        store(here, load(here) - kept[r] * v[p][0]);
-      }
-    spread(a);
+#pragma GCC unroll 4
+      for (int c = 0; c <= r; c += 4, here += kStep)
+        polar::store4(here, polar::load4(here) - kept[r] * polar::load4(v + c));
   }
 
   static float* place(float* array, int groups, int i) {
     const int within = i % kWidth;
-    return array + i / kWidth * groups * 4 * kWidth + within % 4 * kWidth + within / 4 * 4;
+    return array + i / kWidth * groups * kStep + within % 4 * kWidth + within / 4 * 4;
   }
 
-  void spread(int i) {
+  void begin(int i, const float* inverse, const float* theta) {
     float* to = place(triangle_.get(), kGroups, i);
     for (int r = 0; r < D; ++r)
-      for (int c = 0; c <= r; c += 4, to += 4 * kWidth)
-        polar::store4(to, polar::load4(inverse_.get() + (i * D + r) * D + c));
+      for (int c = 0; c <= r; c += 4, to += kStep)
+        polar::store4(to, polar::load4(inverse + r * D + c));
     to = place(estimate_.get(), D / 4, i);
-    for (int c = 0; c < D; c += 4, to += 4 * kWidth)
-      polar::store4(to, polar::load4(theta_.get() + i * D + c));
+    for (int c = 0; c < D; c += 4, to += kStep) polar::store4(to, polar::load4(theta + c));
+  }
+
+  void end(int i, float* inverse, float* theta) {
+    const float* from = place(triangle_.get(), kGroups, i);
+    for (int r = 0; r < D; ++r)
+      for (int c = 0; c <= r; c += 4, from += kStep) {
+        polar::store4(inverse + r * D + c, polar::load4(from));
+        if (c + 4 <= r)
+          for (int k = 0; k < 4; ++k) inverse[(c + k) * D + r] = from[k];
+      }
+    from = place(estimate_.get(), D / 4, i);
+    for (int c = 0; c < D; c += 4, from += kStep) polar::store4(theta + c, polar::load4(from));
   }
 
   template <int groups> static void products(const float* array, const float* weight, float* out) {
     for (int b = 0; b < kPadded; b += kWidth) {
       Numbers part[4] = {};
 #pragma GCC unroll 4
-      for (int g = 0; g < groups; ++g, array += 4 * kWidth) {
+      for (int g = 0; g < groups; ++g, array += kStep) {
         const Numbers w = polar::repeat4(weight + 4 * g);
         for (int k = 0; k < 4; ++k) part[k] += load(array + k * kWidth) * w;
       }
@@ -130,7 +155,8 @@ template <int N, int D> class Loop {
     }
   }
 
-  Array<float> triangle_, estimate_, inverse_, theta_, index_, squared_, mean_, weight_, twice_, x_;
+  Array<float> triangle_, estimate_, index_, squared_, mean_, weight_, x_;
+  Four diagonal_[4];
 };
 
 template <int N, int D> void serve(const Stream& stream, int64_t first, int64_t last) {

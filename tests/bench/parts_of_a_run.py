@@ -30,7 +30,6 @@ from polar_jax import (
     lane_calls,
     lane_maps,
     lanes,
-    linalg,
     manifest,
     programs,
 )
@@ -101,11 +100,13 @@ def measure(calls: dict[str, Callable[[], Any]], decisions: int, repeats: int) -
     return [f"{1e9 * cores * statistics.median(seconds[name]) / decisions:.0f}" for name in NAMES]
 
 
-def refreshing(shape: lanes.Shape) -> Callable[[], Any]:
-    """A call that refreshes a tile's statistics on one core."""
-    ready = engine.Ready(shape, 1, ROUNDS, [POLICY])
-    state = ready.waves[0].carry[0][0].router
-    return functools.partial(jax.jit(jax.vmap(linalg.refresh)), state)
+def refreshing(shape: lanes.Shape, kernel: str, num_lanes: int) -> Callable[[], Any]:
+    """A call that refreshes a tile's statistics on one core, after a chunk was served."""
+    ready = engine.Ready(shape, num_lanes, ROUNDS, [POLICY])
+    ready.compile("native", kernels.run_rounds("native"), POLICY)
+    ready.serve("native", POLICY, ready.rounds)
+    state, counted = ready.waves[0].carry[0][0].router, ready.waves[0].inputs.counted
+    return functools.partial(jax.jit(jax.vmap(kernels.refresh(kernel))), state, counted)
 
 
 def serving(shape: lanes.Shape, num_lanes: int) -> Callable[[], Any]:
@@ -154,12 +155,16 @@ def main(words: list[str]) -> int:
             calls = make(shape, num_lanes, place)
             told = measure(calls, num_lanes * ROUNDS, 5 if options.small else 41)
             print(f"| ({shape[0]}, {shape[1]}) | {part} | {' | '.join(told)} |", flush=True)
-    print("\n| (N, d) | a refresh, ms | a chunk, one lane | a chunk, 32 lanes a core |")
-    print("|---|---|---|---|")
+    parts = ("a refresh, XLA", "native", "one lane alone", "a chunk, one lane", "32 lanes a core")
+    print(f"\n| (N, d), ms | {' | '.join(parts)} |\n|---|---|---|---|---|---|")
     repeats = 5 if options.small else 41
     for shape in SHAPES[:1] if options.small else SHAPES:
-        num_lanes = programs.tile_width(shape, "cpu") * len(jax.devices())
-        calls = (refreshing(shape), serving(shape, 1), serving(shape, num_lanes))
+        tile = programs.tile_width(shape, "cpu")
+        num_lanes = tile * len(jax.devices())
+        calls = (
+            *(refreshing(shape, name, tile) for name in NAMES),
+            *(refreshing(shape, "native", 1), serving(shape, 1), serving(shape, num_lanes)),
+        )
         told = [milliseconds(call, repeats) for call in calls]
         print(f"| ({shape[0]}, {shape[1]}) | {' | '.join(told)} |", flush=True)
     return 0

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <new>
+#include <optional>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -19,6 +22,13 @@ constexpr auto PRED = ffi::DataType::PRED;
 template <typename Buffer> int64_t axis(const Buffer& buffer, size_t from_last) {
   const auto shape = buffer.dimensions();
   return from_last < shape.size() ? shape[shape.size() - 1 - from_last] : 1;
+}
+
+// Results lie where their arguments lay; where XLA gave them another place, they begin as copies.
+template <typename From, typename To> auto* settle(const From& from, To& to) {
+  auto* data = to->typed_data();
+  if (data != from.typed_data()) std::memcpy(data, from.typed_data(), from.size_bytes());
+  return data;
 }
 
 }  // namespace polar

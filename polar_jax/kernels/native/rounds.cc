@@ -3,8 +3,6 @@
 // One lane after the other, all its rounds at once: its statistics stay in the fastest cache, and
 // what a lane gives depends on nothing beside it.
 #include <algorithm>
-#include <new>
-#include <optional>
 
 #include "experts.h"
 #include "ffi.h"
@@ -166,13 +164,6 @@ template <typename T> class Kernel {
   Array<T> penalty_, starved_, pulls_, price_;
   bool pending_ = true;  // whether loads of a replan may be waiting to be booked
 };
-
-// Results lie where their arguments lay; where XLA gave them another place, they begin as copies.
-template <typename From, typename To> auto* settle(const From& from, To& to) {
-  auto* data = to->typed_data();
-  if (data != from.typed_data()) std::memcpy(data, from.typed_data(), from.size_bytes());
-  return data;
-}
 
 template <typename T, ffi::DataType F>
 ffi::Error Serve(In<F> context, In<F> utility, In<F> noise, In<S32> span, In<F> numbers,
