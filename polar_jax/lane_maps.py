@@ -45,12 +45,13 @@ def over_blocks(function: Callable[..., Any], mesh: Mesh, *, num_blocks: int) ->
       num_blocks: blocks of a call.
 
     Returns:
-      A function of `[L]` bool, which lanes count, those that do first; the lane's arguments, `[L,
-      ...]` each; the first block's number; the shared data.
+      A function of rounds of `drawn_shapes`, whose memory it takes and whose lanes that do not
+      count it leaves as they are; `[L]` bool, which lanes count, those that do first; the lane's
+      arguments, `[L, ...]` each; the first block's number; the shared data.
     """
     on_host = mesh.devices.flat[0].platform == "cpu"
     mapped = functools.partial(_in_turn if on_host else _side_by_side, function, num_blocks)
-    return _over_devices(mapped, mesh, 4, 2, False)
+    return _over_devices(mapped, mesh, 5, 2, True)
 
 
 def _lane_blocks(
@@ -62,13 +63,22 @@ def _lane_blocks(
     return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), drawn)
 
 
-def _side_by_side(function: Callable[..., Any], num_blocks: int, counted: Array, *args: Any) -> Any:
-    del counted
+def drawn_shapes(function: Callable[..., Any], num_blocks: int) -> Callable[..., Any]:
+    """What gives rounds of the shapes that `over_blocks` gives, from all but its first argument."""
+    return functools.partial(_side_by_side, function, num_blocks, None)
+
+
+def _side_by_side(
+    function: Callable[..., Any], num_blocks: int, room: Any, counted: Array | None, *args: Any
+) -> Any:
+    del room, counted
     *lanes, first, data = args
     return jax.vmap(lambda *own: _lane_blocks(function, num_blocks, own, first, data))(*lanes)
 
 
-def _in_turn(function: Callable[..., Any], num_blocks: int, counted: Array, *args: Any) -> Any:
+def _in_turn(
+    function: Callable[..., Any], num_blocks: int, room: Any, counted: Array, *args: Any
+) -> Any:
     *lanes, first, data = args
     # As many blocks at a time as a chunk has, unless replans or a large shape cut it short: there,
     # what is drawn too much is little beside them.
@@ -88,13 +98,13 @@ def _in_turn(function: Callable[..., Any], num_blocks: int, counted: Array, *arg
 
         return jax.tree.map(into, done, draw(lane, group))
 
-    zero, num_lanes = jnp.int32(0), counted.shape[0]
-    nothing = jax.tree.map(
-        lambda x: jnp.zeros((num_lanes, groups * x.shape[0], *x.shape[1:]), x.dtype),
-        jax.eval_shape(draw, zero, zero),
-    )
+    zero, cut = jnp.int32(0), groups * together - num_blocks
+    if cut:
+        room = jax.tree.map(
+            lambda x: jnp.pad(x, [(0, 0), (0, cut * draws.BLOCK)] + [(0, 0)] * (x.ndim - 2)), room
+        )
     count = jnp.sum(counted, dtype=jnp.int32) * jnp.int32(groups)
-    drawn = jax.lax.fori_loop(zero, count, put, nothing)
+    drawn = jax.lax.fori_loop(zero, count, put, room)
     return jax.tree.map(lambda x: x[:, : num_blocks * draws.BLOCK], drawn)
 
 

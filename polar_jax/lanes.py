@@ -263,7 +263,8 @@ class _Run:
                     raise StoppedError
             skip = 0
             for tile in tiles:
-                tile.current = None
+                # The host looks at what it keeps where it lies.
+                tile.room, tile.current = None if self.keep else tile.current, None
             if self.watch is not None and self.watch.due():
                 self.watch.save(self._snapshot(done, tiles, first + self.chunk, 0))
         self._progress(flight, horizon)
@@ -303,7 +304,7 @@ class _Run:
             sample = self._settled(
                 self.calls.pick(sample, lane_calls.known(rounds), picks, np.int32(filled))
             )
-            filled += count
+            filled, tile.room = filled + count, rounds
         weight = np.arange(oracles.ORACLE_CONTEXTS) < filled
         return self._settled(
             self.calls.oracle(
@@ -315,10 +316,13 @@ class _Run:
         )
 
     def _draw(self, tile: WaveState, key: Array, block: np.int32) -> Any:
-        """The rounds of a chunk."""
-        given = tile.inputs
+        """The rounds of a chunk, where those of the one before lay."""
+        given, room = tile.inputs, tile.room
+        tile.room = None
+        if room is None:
+            room = self.place.zeros(self.calls.rounds_shapes)
         lanes = (given.counted, key, tile.setup.instance, given.stream)
-        return self.calls.draw(*lanes, block, given.replayed)
+        return self.calls.draw(room, *lanes, block, given.replayed)
 
     def _call(self, tile: WaveState, number: int, first: int, clocks: Sequence[Any]) -> None:
         """One policy through one chunk."""

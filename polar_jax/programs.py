@@ -95,6 +95,10 @@ class Placement(NamedTuple):
         """Copies arrays to every device: a call that is handed host arrays does so each time."""
         return processes.put(values, NamedSharding(self.mesh, lane_maps.SHARED))
 
+    def zeros(self, shapes: Any) -> Any:
+        """Arrays with a lane axis of some shapes, all zeros."""
+        return self.lanes(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+
     def host(self, values: Array) -> np.ndarray:
         """An array with a lane axis on the host, whichever processes have its parts."""
         return processes.fetch(values)
@@ -184,6 +188,7 @@ class Programs(NamedTuple):
     oracle: Callable[..., Array]
     start: list[Callable[..., LaneState]]
     advance: list[Callable[..., Any]]
+    rounds_shapes: Rounds  # of shapes, the memory that a draw takes
     state_shapes: list[Any]  # LaneState of shapes, one per policy
     wave_bytes: int  # device memory that a wave needs on one device
 
@@ -226,7 +231,8 @@ class Family:
             *(inputs.counted, fixed.key, fixed.instance, inputs.stream),
             *(np.int32(0), inputs.replayed),
         )
-        rounds = self._placement.shapes(draw(), draw_args)
+        drawn = lane_maps.drawn_shapes(block, self._chunk // draws.BLOCK)
+        rounds = self._placement.shapes(drawn, draw_args)
         pick = over(lane_calls.pick, lanes=2, shared=2, donate=True)
         sample = self.sample_shape(inputs.seed.size)
         picks = np.zeros(self._chunk, np.int32)
@@ -238,7 +244,9 @@ class Family:
         quick = _QUICK_COMPILE.get(self._placement.platform)
         programs = [
             Program("setup", known, setup, setup_args, quick),
-            Program("draw", (self.needs, self._chunk, self.kernel, *known), draw, draw_args),
+            Program(
+                "draw", (self.needs, self._chunk, self.kernel, *known), draw, (rounds, *draw_args)
+            ),
             Program("pick", (shape, mesh), pick, pick_args, quick),
             Program("oracle", (shape, mesh), oracle, oracle_args),
         ]
@@ -323,6 +331,7 @@ class Family:
             oracle=done[3],
             start=done[4::2],
             advance=done[5::2],
+            rounds_shapes=programs[1].args[0],
             state_shapes=[program.args[0] for program in advances],
             wave_bytes=_wave_bytes(programs, done) // self._placement.num_devices,
         )
@@ -412,7 +421,7 @@ def _wave_bytes(programs: Sequence[Program], compiled: Sequence[Any]) -> int:
     """Memory of a wave: all policies' states, one chunk of rounds, the largest call's own."""
     states = sum(_nbytes(program.args[0]) for program in programs[5::2])
     # A replay's data lies on the device once, however many waves there are.
-    rounds = _nbytes(programs[5].args[3]) + _nbytes(programs[1].args[5])
+    rounds = _nbytes(programs[5].args[3]) + _nbytes(programs[1].args[6])
     own = [_own_bytes(one) for one in compiled]
     return states + rounds + max(own)
 

@@ -60,6 +60,7 @@ class WaveState:
         self.setup: Any = None
         self.chosen: Any = None
         self.current: Any = None  # the chunk's rounds
+        self.room: Any = None  # rounds that nobody reads any more, whose memory the next ones take
 
     def add(self, policy: int) -> None:
         """Adds the sums that a policy's last chunk left on the devices."""

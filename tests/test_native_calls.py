@@ -64,7 +64,14 @@ def _drawing(name: str, kernel: str) -> Any:
     env = environments.environment(name)
     needs = lane_calls.Needs(True, True, True)
     draw = functools.partial(lane_calls.draw, env, needs, jnp.float32, kernel)
-    return lane_maps.over_blocks(draw, programs.place(1, 1).mesh, num_blocks=BLOCKS)
+    call = lane_maps.over_blocks(draw, programs.place(1, 1).mesh, num_blocks=BLOCKS)
+    shapes = lane_maps.drawn_shapes(draw, BLOCKS)
+
+    def drawn(*given: Any) -> Any:
+        room = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(shapes, *given))
+        return call(room, *given)
+
+    return drawn
 
 
 @pytest.mark.slow
@@ -101,7 +108,7 @@ def test_lanes_drawn_side_by_side_are_those_drawn_in_turn_but_for_rounding():
     draw = functools.partial(
         lane_calls.draw, env, lane_calls.Needs(True, True, True), jnp.float32, "xla"
     )
-    got = jax.jit(functools.partial(lane_maps._side_by_side, draw, BLOCKS))(*given)
+    got = jax.jit(lane_maps.drawn_shapes(draw, BLOCKS))(*given)
     for one, other in zip(got, _drawing("drifting", "xla")(*given), strict=True):
         if one is not None:
             # Sums of five products, added in another order.

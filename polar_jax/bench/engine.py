@@ -194,7 +194,8 @@ class Ready:
             *(given.sizes, given.replayed),
         )
         drawn_for = (given.counted, fixed.key, fixed.instance, given.stream)
-        rounds = calls.draw(*drawn_for, np.int32(0), given.replayed)
+        room = place.zeros(calls.rounds_shapes)
+        rounds = calls.draw(room, *drawn_for, np.int32(0), given.replayed)
         none = place.lanes(np.zeros((self.width, shape.num_adapters), bool))
 
         def begin(policy: int) -> Any:

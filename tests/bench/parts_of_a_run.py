@@ -50,19 +50,32 @@ def drawing(
     whole = {"active": jnp.ones(shape[0], bool), "features": jnp.ones(shape[1], bool)}
     instance = jax.jit(jax.vmap(lambda key: env.instance(key, params, **whole)))(keys)
     constants = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_lanes, *jnp.shape(x))), params)
-    given = place.lanes((jnp.ones(num_lanes, bool), keys, instance, constants))
+    lane_args = place.lanes((jnp.ones(num_lanes, bool), keys, instance, constants))
     calls = {}
     for name in NAMES:
         needs = lane_calls.Needs(latency=False, reservoir=False, bits=False)
         draw = functools.partial(lane_calls.draw, env, needs, jnp.float32, name)
         blocks = ROUNDS // draws.BLOCK
+        tile = lane_maps.drawn_shapes(draw, blocks)
+        given = (*lane_args, jnp.int32(1), ())
         if side_by_side:
-            tile = functools.partial(lane_maps._side_by_side, draw, blocks)
             call = lane_maps._over_devices(tile, place.mesh, 4, 2, False)
-        else:
-            call = lane_maps.over_blocks(draw, place.mesh, num_blocks=blocks)
-        calls[name] = functools.partial(call, *given, jnp.int32(1), ())
+            calls[name] = functools.partial(call, *given)
+            continue
+        call = lane_maps.over_blocks(draw, place.mesh, num_blocks=blocks)
+        calls[name] = _again(call, place.zeros(place.shapes(tile, given)), given)
     return calls
+
+
+def _again(call: Any, room: Any, given: tuple[Any, ...]) -> Callable[[], Any]:
+    """A draw whose rounds lie where those of the last one lay, as in a run."""
+    rooms = [room]
+
+    def draw() -> Any:
+        rooms[0] = call(rooms[0], *given)
+        return rooms[0]
+
+    return draw
 
 
 def summing(shape: lanes.Shape, num_lanes: int, place: programs.Placement) -> dict[str, Any]:
