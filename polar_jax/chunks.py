@@ -85,11 +85,8 @@ def chunk_rounds(
     rounds = MAX_ROUNDS
     n, d = experiment.compiled_shape
     longest = MAX_ROUNDS * min(_LONGER.get(platform, 1), tile // max(1, min(lanes or tile, tile)))
-    while (
-        2 * rounds <= longest
-        and rounds < experiment.problem.horizon
-        and 2 * rounds * tile * round_bytes(n, d) <= _CHUNK_BYTES
-    ):
+    # Whatever the horizon, so that runs of any length share programs.
+    while 2 * rounds <= longest and 2 * rounds * tile * round_bytes(n, d) <= _CHUNK_BYTES:
         rounds *= 2
     while rounds > draws.BLOCK and budget < max(
         _call_work(policy, experiment.compiled_shape, rounds) for policy in experiment.policies

@@ -329,7 +329,8 @@ class _Run:
         policy = number % self._num_policies
         if tile.current is None:
             block = np.int32(first // draws.BLOCK)
-            tile.current = self._settled(self._draw(tile, tile.setup.key, block))
+            # Not waited for: each device goes on to what needs it.
+            tile.current = self._draw(tile, tile.setup.key, block)
             if self.keep:
                 tile.rounds.append(jax.tree.map(self.place.host, tile.current))
         served = self.calls.advance[policy](
@@ -343,7 +344,8 @@ class _Run:
         )
         # The device works on this chunk while the host adds the one before.
         tile.add(policy)
-        tile.states[policy], tile.waiting[policy], decisions = self._settled(served)
+        tile.states[policy], sums, decisions = self._settled(served)
+        tile.waiting[policy] = sums, clocks[policy].interval
         if self.keep:
             tile.decisions[policy].append(jax.tree.map(self.place.host, decisions))
 

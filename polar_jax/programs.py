@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
-from polar_jax import chunks, draws, kernels, lane_calls, lane_maps, oracles, paging, processes
+from polar_jax import chunks, draws, kernels, lane_calls, lane_maps, oracles, processes
 from polar_jax.lane_calls import Experiment, Needs, Setup, Shape
 from polar_jax.types import ChunkClock, LaneState, Rounds
 
@@ -223,16 +223,8 @@ class Family:
             *(inputs.sizes, inputs.replayed),
         )
         fixed = self._placement.shapes(setup(), setup_args)
-        block = functools.partial(lane_calls.draw, env, self.needs, dtype, self.kernel)
-        draw = functools.partial(
-            lane_maps.over_blocks, block, mesh, num_blocks=self._chunk // draws.BLOCK
-        )
-        draw_args = (
-            *(inputs.counted, fixed.key, fixed.instance, inputs.stream),
-            *(np.int32(0), inputs.replayed),
-        )
-        drawn = lane_maps.drawn_shapes(block, self._chunk // draws.BLOCK)
-        rounds = self._placement.shapes(drawn, draw_args)
+        draw = self._drawing(inputs, fixed)
+        rounds = draw.args[0]
         pick = over(lane_calls.pick, lanes=2, shared=2, donate=True)
         sample = self.sample_shape(inputs.seed.size)
         picks = np.zeros(self._chunk, np.int32)
@@ -244,9 +236,7 @@ class Family:
         quick = _QUICK_COMPILE.get(self._placement.platform)
         programs = [
             Program("setup", known, setup, setup_args, quick),
-            Program(
-                "draw", (self.needs, self._chunk, self.kernel, *known), draw, (rounds, *draw_args)
-            ),
+            draw,
             Program("pick", (shape, mesh), pick, pick_args, quick),
             Program("oracle", (shape, mesh), oracle, oracle_args),
         ]
@@ -270,6 +260,23 @@ class Family:
             programs.append(Program("start", (policy.rule, shape, mesh), start, start_args, quick))
             programs.append(Program("advance", (self._keep, kernel, *rule), advance, args))
         return programs
+
+    def _drawing(self, inputs: WaveInputs, fixed: Any) -> Program:
+        """What draws a chunk; the first of its arguments are rounds, whose memory it takes."""
+        exp, mesh = self._experiment, self._placement.mesh
+        block = functools.partial(
+            lane_calls.draw, exp.environment, self.needs, exp.dtype, self.kernel
+        )
+        num_blocks = self._chunk // draws.BLOCK
+        given = (
+            *(inputs.counted, fixed.key, fixed.instance, inputs.stream),
+            *(np.int32(0), inputs.replayed),
+        )
+        rounds = self._placement.shapes(lane_maps.drawn_shapes(block, num_blocks), given)
+        known = (exp.environment, exp.compiled_shape, exp.dtype, mesh)
+        build = functools.partial(lane_maps.over_blocks, block, mesh, num_blocks=num_blocks)
+        key = (self.needs, self._chunk, self.kernel, *known)
+        return Program("draw", key, build, (rounds, *given))
 
     def sample_shape(self, num_lanes: int) -> Any:
         """Shape of the oracle's sample, with room for the last chunk's picks."""
@@ -346,61 +353,6 @@ def chunk_of_full_tiles(experiment: Experiment, platform: str) -> int:
     """
     tile = tile_width(experiment.compiled_shape, platform)
     return chunks.chunk_rounds(experiment, tile, platform)
-
-
-def descriptions(experiment: Experiment, platform: str) -> list[tuple[Any, str]]:
-    """Every program that an experiment needs: what makes it another one, and its name.
-
-    Args:
-      experiment: what would run.
-      platform: "cpu", "gpu" or "tpu".
-
-    Returns:
-      `(key, text)` pairs; equal keys are one program, whoever asks for it.
-    """
-    env, shape = experiment.environment, experiment.compiled_shape
-    table = experiment.costs.table
-    samples = 0 if table is None else paging.draw_arrays(table)[0].shape[1]
-    widths = [one.members.shape for one in lane_calls.subset_tables(experiment.problem, shape)]
-    sizes = f"{shape.num_adapters} adapters, {shape.context_dim} features"
-    sized = experiment.problem.differing is not None
-    if sized:
-        sizes += ", of different size"
-    chunk = chunk_of_full_tiles(experiment, platform)
-    short = "" if chunk == chunks.MAX_ROUNDS else f", {chunk} rounds a call"
-    stream = f"{env.name} with {env.num_clusters} clusters"
-    if env.num_segments > 1:
-        stream += f", {env.num_segments} segments"
-    needs = needs_of(experiment)
-    drawn = "".join(f", {name}" for name, read in needs._asdict().items() if read)
-    found: list[tuple[Any, str]] = [
-        (("setup", env, shape, samples, sized), f"setup {stream}: {sizes}"),
-        (("draw", env, shape, needs, chunk), f"draw {stream}: {sizes}{drawn}{short}"),
-        (("pick", shape, chunk), f"pick: {sizes}{short}"),
-        (("oracle", shape, samples, widths[0], chunk, sized), f"oracle: {sizes}{short}"),
-    ]
-    rewards = ", rewards of 0 and 1" if env.binary_reward else ""
-    for policy in experiment.policies:
-        name = policy.name.partition("#")[0]
-        if policy.rule.window != draws.RESERVOIR_SLOTS:
-            name += f" (window {policy.rule.window:,})"
-        found += [
-            (("start", policy.rule, shape, samples, sized), f"start {name}: {sizes}"),
-            (
-                (
-                    "advance",
-                    policy.rule,
-                    env.binary_reward,
-                    shape,
-                    samples,
-                    widths[1],
-                    chunk,
-                    sized,
-                ),
-                f"advance {name}: {sizes}{rewards}{short}",
-            ),
-        ]
-    return found
 
 
 def needs_of(experiment: Experiment) -> Needs:

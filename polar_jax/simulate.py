@@ -354,13 +354,11 @@ def run_chunk(
         return state.replace(router=refresh(state.router, lane.inputs.counted))
 
     def replanned(state: LaneState, segment: Array) -> LaneState:
-        state = refreshed(state, segment)
-        stop = clock.stop[segment]
+        state, stop = refreshed(state, segment), clock.stop[segment]
         weight = _sample_weight(lane, clock.first_round + stop, dtype)
         contexts = _sample(lane, state, rounds, stop)
         rounds_ahead = clock.amortised_rounds[segment].astype(dtype)
-        policy_bits = rounds.policy_bits[stop - 1]
-        return replan(lane, state, contexts, weight, rounds_ahead, policy_bits)
+        return replan(lane, state, contexts, weight, rounds_ahead, rounds.policy_bits[stop - 1])
 
     def serve_segment(
         segment: Array, carry: tuple[LaneState, Decisions, Array]

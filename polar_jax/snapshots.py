@@ -54,7 +54,8 @@ class WaveState:
         shape = (inputs.seed.size, epochs.NUM_INTERVALS, len(metrics.PARTS))
         self.totals = [np.zeros(shape) for _ in range(num_policies)]
         self.states: list[Any] = []
-        self.waiting: list[Array | None] = [None] * num_policies
+        # Sums of a chunk, and the curve interval of each of its rounds.
+        self.waiting: list[tuple[Array, np.ndarray] | None] = [None] * num_policies
         self.rounds: list[Any] = []
         self.decisions: list[list[Any]] = [[] for _ in range(num_policies)]
         self.setup: Any = None
@@ -64,13 +65,17 @@ class WaveState:
 
     def add(self, policy: int) -> None:
         """Adds the sums that a policy's last chunk left on the devices."""
-        sums = self.waiting[policy]
-        if sums is None:
+        waiting = self.waiting[policy]
+        if waiting is None:
             return
+        sums, interval = waiting
         self.waiting[policy] = None
-        summed = self.host(jax.block_until_ready(sums)).astype(np.float64)
+        # Intervals only grow, and rounds beyond the horizon have none: the others' sums are 0.
+        inside = interval[interval >= 0]
+        touched = slice(inside[0], inside[-1] + 1) if inside.size else slice(0)
+        summed = self.host(jax.block_until_ready(sums))[:, :, touched].astype(np.float64)
         for block in np.moveaxis(summed, 1, 0):
-            self.totals[policy] += block
+            self.totals[policy][:, touched] += block
 
 
 def finished_waves(snapshot: Snapshot | None, *, width: int, num_policies: int) -> list[Wave]:

@@ -33,6 +33,7 @@ LAYERS = {
         "lane_maps",
         "lanes",
         "processes",
+        "program_names",
         "programs",
         "results",
         "snapshots",

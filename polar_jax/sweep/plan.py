@@ -23,6 +23,7 @@ from polar_jax import (
     lane_calls,
     lanes,
     policies,
+    program_names,
     programs,
     replay_streams,
 )
@@ -407,7 +408,7 @@ def _programs(cells: Sequence[Cell], platform: str) -> tuple[str, ...]:
     """Every program that some cells of one shape need."""
     found: dict[Any, str] = {}
     for cell in cells:
-        for key, name in programs.descriptions(cell.experiment, platform):
+        for key, name in program_names.descriptions(cell.experiment, platform):
             found.setdefault(key, name)
     return tuple(found.values())
 
