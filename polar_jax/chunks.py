@@ -85,7 +85,7 @@ def chunk_rounds(
     rounds = MAX_ROUNDS
     n, d = experiment.compiled_shape
     longest = MAX_ROUNDS * min(_LONGER.get(platform, 1), tile // max(1, min(lanes or tile, tile)))
-    # Whatever the horizon, so that runs of any length share programs.
+    # Not of the horizon: runs that differ in length alone are to share programs.
     while 2 * rounds <= longest and 2 * rounds * tile * round_bytes(n, d) <= _CHUNK_BYTES:
         rounds *= 2
     while rounds > draws.BLOCK and budget < max(

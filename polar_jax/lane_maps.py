@@ -34,7 +34,7 @@ def over_blocks(function: Callable[..., Any], mesh: Mesh, *, num_blocks: int) ->
     """`jit` of what draws a block of a lane, over blocks and the lanes of every tile.
 
     On CPUs one loop takes the lanes that count one after the other, and leaves the others
-    zeros: a lane alone takes a lane's time. Its body is the same for any number of lanes and
+    as they are: a lane alone takes a lane's time. Its body is the same for any number of lanes and
     blocks, and so are a lane's bits. Side by side is faster where a step has little to do
     (`docs/performance.md`).
 
@@ -45,13 +45,13 @@ def over_blocks(function: Callable[..., Any], mesh: Mesh, *, num_blocks: int) ->
       num_blocks: blocks of a call.
 
     Returns:
-      A function of rounds of `drawn_shapes`, whose memory it takes and whose lanes that do not
-      count it leaves as they are; `[L]` bool, which lanes count, those that do first; the lane's
+      A function of rounds of `drawn_shapes`, whose memory it takes (on CPUs; others draw all
+      lanes anew); `[L]` bool, which lanes count, those that do first; the lane's
       arguments, `[L, ...]` each; the first block's number; the shared data.
     """
     on_host = mesh.devices.flat[0].platform == "cpu"
     mapped = functools.partial(_in_turn if on_host else _side_by_side, function, num_blocks)
-    return _over_devices(mapped, mesh, 5, 2, True)
+    return _over_devices(mapped, mesh, 5, 2, on_host)
 
 
 def _lane_blocks(

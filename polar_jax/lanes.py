@@ -97,8 +97,8 @@ def run_many(
         )
     job = _Run(
         experiments,
-        num_devices,
-        chunk=chunk_rounds,
+        num_devices=num_devices,
+        chunk_rounds=chunk_rounds,
         keep=keep_decisions,
         static_oracle=static_oracle,
         memory_limit=memory_limit,
@@ -106,14 +106,14 @@ def run_many(
     return job.execute(progress or (lambda _: None), watch, resume)
 
 
-def memory(experiments: Sequence[Experiment], *, num_devices: int | None = None) -> int:
+def memory(experiments: Sequence[Experiment], **options: Any) -> int:
     """Bytes that a run needs on one device, as the compiler planned them; runs nothing.
 
     Args:
       experiments: of `run_many`.
-      num_devices: at most so many devices; all of them where None.
+      **options: `num_devices` and `chunk_rounds` of `run_many`.
     """
-    return _Run(experiments, num_devices).compile(lambda _: None).wave_bytes
+    return _Run(experiments, **options).compile(lambda _: None).wave_bytes
 
 
 class _Run:
@@ -122,9 +122,9 @@ class _Run:
     def __init__(
         self,
         experiments: Sequence[Experiment],
-        num_devices: int | None,
         *,
-        chunk: int | None = None,
+        num_devices: int | None = None,
+        chunk_rounds: int | None = None,
         keep: bool = False,
         static_oracle: bool = True,
         memory_limit: int | None = None,
@@ -137,7 +137,7 @@ class _Run:
         platform = jax.devices()[0].platform
         self.tile = tile_width(self.first.compiled_shape, platform)
         self.place = programs.place(-(-self.seed.size // self.tile), num_devices)
-        self.chunk = chunk or chunks.chunk_rounds(
+        self.chunk = chunk_rounds or chunks.chunk_rounds(
             self.first, self.tile, platform, lanes=self.seed.size
         )
         self.sampled = lane_calls.oracle_rounds(self.first.environment, self.first.problem.horizon)
@@ -352,8 +352,8 @@ class _Run:
     def _settled(self, values: Any) -> Any:
         """Waits for `values` on CPU, where a queue gains nothing.
 
-        The host's cores are busy either way, and at most one call is in flight when
-        Ctrl-C is pressed. Accelerators keep their queue full.
+        The host's cores are busy either way, and no more than one policy's chunk is in flight
+        when Ctrl-C is pressed. Accelerators keep their queue full.
         """
         return jax.block_until_ready(values) if self.place.platform == "cpu" else values
 

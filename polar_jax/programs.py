@@ -96,8 +96,8 @@ class Placement(NamedTuple):
         return processes.put(values, NamedSharding(self.mesh, lane_maps.SHARED))
 
     def zeros(self, shapes: Any) -> Any:
-        """Arrays with a lane axis of some shapes, all zeros."""
-        return self.lanes(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+        """Arrays with a lane axis of some shapes, all zeros, made where they lie."""
+        return _zeros(shapes, NamedSharding(self.mesh, lane_maps.LANES))()
 
     def host(self, values: Array) -> np.ndarray:
         """An array with a lane axis on the host, whichever processes have its parts."""
@@ -110,6 +110,14 @@ class Placement(NamedTuple):
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             jax.eval_shape(function, *args),
         )
+
+
+@functools.cache
+def _zeros(shapes: Any, sharding: NamedSharding) -> Callable[[], Any]:
+    def made() -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    return jax.jit(made, out_shardings=sharding)
 
 
 def place(num_tiles: int, num_devices: int | None) -> Placement:

@@ -70,12 +70,13 @@ class WaveState:
             return
         sums, interval = waiting
         self.waiting[policy] = None
-        # Intervals only grow, and rounds beyond the horizon have none: the others' sums are 0.
-        inside = interval[interval >= 0]
-        touched = slice(inside[0], inside[-1] + 1) if inside.size else slice(0)
-        summed = self.host(jax.block_until_ready(sums))[:, :, touched].astype(np.float64)
-        for block in np.moveaxis(summed, 1, 0):
-            self.totals[policy][:, touched] += block
+        summed = self.host(jax.block_until_ready(sums))
+        for number, rounds in enumerate(np.split(interval, summed.shape[1])):
+            # Intervals only grow, and rounds beyond the horizon have none: the others' sums are 0.
+            inside = rounds[rounds >= 0]
+            if inside.size:
+                touched = slice(inside[0], inside[-1] + 1)
+                self.totals[policy][:, touched] += summed[:, number, touched]
 
 
 def finished_waves(snapshot: Snapshot | None, *, width: int, num_policies: int) -> list[Wave]:

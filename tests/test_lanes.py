@@ -127,6 +127,19 @@ def test_chunks_of_any_length_give_bitwise_the_same(chunk_rounds: int):
             np.testing.assert_array_equal(result.curves[part], expected.curves[part])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk_rounds", [256, 1_024, None])
+def test_rounds_that_lie_where_others_lay_are_the_same(chunk_rounds: int | None):
+    # Kept rounds never share memory; those that are dropped do, chunk after chunk.
+    horizon = 5_000
+    expected = run(NAMES, seeds=(0, 1), horizon=horizon, keep=True, chunk_rounds=1_280)
+    other = run(NAMES, seeds=(0, 1), horizon=horizon, chunk_rounds=chunk_rounds)
+    for name in NAMES:
+        for part in metrics.PARTS:
+            ours, theirs = other.policies[name], expected.policies[name]
+            np.testing.assert_array_equal(ours.curves[part], theirs.curves[part])
+
+
 def advance_programs() -> set[Any]:
     """Keys of the compiled programs that serve requests."""
     return {name for name in programs._COMPILED if name[0][0] == "advance"}
@@ -182,7 +195,7 @@ def test_replans_and_refreshes_happen_for_all_lanes_or_none():
 
 
 def test_sums_stay_exact_over_many_chunks():
-    long = run(("polar_experts",), seeds=(0,), horizon=20_000, keep=True)
+    long = run(("polar_experts",), seeds=(0,), horizon=20_000, keep=True, chunk_rounds=1_024)
     result = long.policies["polar_experts"]
     assert result.rounds is not None
     assert result.decisions is not None

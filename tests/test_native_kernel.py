@@ -61,6 +61,38 @@ class TestNativeKernel(kernel_cases.KernelContract):
         # and XLA may round a row otherwise than the next (0.12 does, unoptimised).
         check(self.kernel, tied(case)._replace(stop=ROUNDS // 4))
 
+    # Numbers of the first update are 1e6 times those that are left: what an update adds to one half
+    # of an inverse and not to the other would be all that is left of it.
+    @pytest.mark.parametrize("dim", [5, 16, 18, pytest.param(64, marks=SLOW)])
+    def test_a_tiny_ridge_keeps_inverses_symmetric_and_positive(self, dim):
+        case = make_case(Shape("lru", 2, dim), slots=1, seed=17)
+        params = case.lane.params
+        tiny = params.router.replace(ridge=jnp.asarray(1e-6))
+        lane = case.lane._replace(params=params.replace(router=tiny))
+        state = simulate.init_lane(lane, case.state.resident, context_dim=dim)
+        case = case._replace(lane=lane, state=state)
+        case = jax.tree.map(lambda x: as_dtype(x, jnp.float32), case)
+        state, decisions = case.state, None
+        for seed in range(60):
+            rounds = jax.tree.map(
+                lambda x: as_dtype(x, jnp.float32),
+                make_case(Shape("lru", 2, dim), slots=1, seed=seed).rounds,
+            )
+            piece = case._replace(state=state, rounds=rounds)
+            state, decisions = serve(self.kernel, piece, decisions)
+        inverse = np.asarray(state.router.precision_inv)
+        np.testing.assert_array_equal(inverse, inverse.swapaxes(1, 2))
+        assert np.linalg.eigvalsh(inverse.astype(float)).min() > 0.0
+
+    # Of so many adapters the largest is looked for 64 at a time.
+    @pytest.mark.parametrize("adapters", [8, 70, 130])
+    def test_ties_and_maxima_among_many_adapters(self, adapters):
+        case = make_case(Shape("lru", adapters, 3), slots=adapters // 2, seed=18)
+        check(self.kernel, case)
+        check(self.kernel, tied(case)._replace(stop=ROUNDS // 4))
+        best = case.rounds.utility.at[:, -1].add(5.0)
+        check(self.kernel, case._replace(rounds=case.rounds._replace(utility=best)))
+
     # Requests are looked at in pairs: which ones make a pair must not show in any bit.
     @pytest.mark.parametrize("sizes", [(7, 5), (15, 16), (20, 32)])
     @pytest.mark.parametrize("name", ["lru", pytest.param("polar_experts", marks=SLOW)])

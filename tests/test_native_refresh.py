@@ -61,6 +61,33 @@ def test_it_is_that_of_linalg(num_adapters, dim, pooled):
             np.testing.assert_array_equal(got.precision_inv[0, -1], learnt.precision_inv[-1])
 
 
+def test_what_has_learnt_nothing_is_left_alone():
+    with helpers.double_precision():
+        learnt = _learnt(7, 5)
+        spoilt = learnt.replace(precision_inv=learnt.precision_inv.at[-1].set(9.0))
+        got = native_refresh.refresh(spoilt, jnp.asarray(True))
+        np.testing.assert_array_equal(got.precision_inv[-1], 9.0)
+        # A common prior that cannot be solved stays; what is not a number in one adapter does it.
+        pooled = _learnt(7, 5, pooled=True)
+        broken = pooled.replace(precision=pooled.precision.at[2].set(np.nan))
+        kept = native_refresh.refresh(broken, jnp.asarray(True)).pooled
+        assert kept is not None
+        assert pooled.pooled is not None
+        np.testing.assert_array_equal(kept.precision_inv, pooled.pooled.precision_inv)
+
+
+def test_single_precision_is_within_its_rounding():
+    with helpers.double_precision():
+        learnt = _learnt(15, 16)
+        single = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == float else x, learnt)
+        got = native_refresh.refresh(single, jnp.asarray(True))
+        assert got.precision_inv.dtype == np.float32
+        expected = linalg.refresh(learnt)
+        # Inverses of condition numbers of about 100, in steps of 6e-8.
+        np.testing.assert_allclose(got.precision_inv, expected.precision_inv, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(got.theta_hat, expected.theta_hat, rtol=0, atol=5e-5)
+
+
 def test_it_removes_drift():
     with helpers.double_precision():
         learnt = _learnt(7, 5)

@@ -28,7 +28,7 @@ from polar_jax.types import Decisions
 
 # Every adapter is resident, so that this is LinUCB and nothing else, as the baselines are.
 PLAIN = "full_cache"
-_LONG = 2**20  # rounds of a run whose length does not matter
+_RUN = 8 * chunks.MAX_ROUNDS  # rounds of the shortest whole run that is timed at few lanes
 _ROUNDED_UP = 1.3  # memory beside what is counted: temporaries
 
 
@@ -86,8 +86,8 @@ def wave_width(shape: lanes.Shape, num_lanes: int, platform: str) -> int:
 
 
 def chunk_rounds(shape: lanes.Shape, names: Sequence[str], num_lanes: int, most: int | None) -> int:
-    """Rounds of a call: as many as a long run of so many lanes has, and no more than asked for."""
-    exp = experiment(shape, names, num_lanes=1, horizon=_LONG)
+    """Rounds of a call: as many as a run of so many lanes has, and no more than asked for."""
+    exp = experiment(shape, names, num_lanes=1, horizon=_RUN)
     platform = jax.devices()[0].platform
     tile = programs.tile_width(shape, platform)
     rounds = chunks.chunk_rounds(exp, tile, platform, lanes=num_lanes)

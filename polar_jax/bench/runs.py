@@ -163,7 +163,7 @@ def _is_loop(row: Row) -> bool:
 
 
 def _ready(plan: Plan, shape: tuple[int, int], count: int) -> tuple[engine.Ready, str]:
-    """Lanes for the kernels, or one wave for the baselines and why there are no more."""
+    """Lanes for the kernels, or one lane for the baselines and why there are no more."""
     platform = jax.devices()[0].platform
     sizes = lanes.Shape(*shape)
     filled = engine.filled_lanes(sizes, count, platform)
@@ -175,7 +175,7 @@ def _ready(plan: Plan, shape: tuple[int, int], count: int) -> tuple[engine.Ready
         f"{filled:,} ready lanes need {needed / 2**30:.1f} GiB, "
         f"{plan.memory_bytes / 2**30:.1f} GiB are allowed (--memory-limit)"
     )
-    return engine.Ready(sizes, 1, plan.rounds, plan.policies[:1]), reason
+    return engine.Ready(sizes, 1, rounds, plan.policies[:1]), reason
 
 
 def _jobs(

@@ -30,7 +30,14 @@ def _bytes(batches: Sequence[Batch], *, exact: bool, num_devices: int | None) ->
     platform = jax.devices()[0].platform
     if exact:
         kinds = {lane_calls.kinship(batch.cells[0].experiment): batch for batch in batches}
-        return [lanes.memory(one.experiments(), num_devices=num_devices) for one in kinds.values()]
+        return [
+            lanes.memory(
+                one.experiments(),
+                num_devices=num_devices,
+                chunk_rounds=programs.chunk_of_full_tiles(one.cells[0].experiment, platform),
+            )
+            for one in kinds.values()
+        ]
     return [
         programs.estimated_bytes(
             batch.cells[0].experiment.compiled_shape,

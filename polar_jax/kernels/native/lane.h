@@ -63,7 +63,7 @@ template <typename T> class Statistics {
     numbers_ = round_up(groups_ * 4, kWidth<T>);
     triangle_.resize(padded_ * groups_ * 4), estimate_.resize(padded_ * theta_groups_ * 4);
     recent_.resize(n_ * numbers_), sum_.resize(n_ * d_pad_);
-    for (Array<T>* one : {&v_, &shrunk_v_}) one->resize(d_pad_);
+    for (Array<T>* one : {&v_, &scaled_}) one->resize(d_pad_);
     for (Array<T>* one : {&twice_, &once_, &prior_}) one->resize(numbers_);
     for (Request& one : requests_) {
       one.x.resize(d_pad_), one.weight.resize(numbers_);
@@ -185,24 +185,26 @@ template <typename T> class Statistics {
     // Pointers of our own: the compiler must not fear that a store moves them.
     T* here = place(triangle_.get(), D > 0 ? groups_of(D) : groups_, a);
     T *theta = place(estimate_.get(), (d + 3) / 4, a), *total = sum_.get() + a * d_pad;
-    T *v = v_.get(), *shrunk = shrunk_v_.get(), *recent = recent_.get() + a * numbers_;
+    T *v = v_.get(), *scaled = scaled_.get(), *recent = recent_.get() + a * numbers_;
     const Request& now = requests_[request];
     const T *x = now.x.get(), *weight = now.weight.get(), *once = once_.get();
     // Not x^T V^-1 x of the scores: with a tiny ridge only what is made of the same v keeps the
     // inverse positive in float32.
-    const T shrink = T(1) / (T(1) + direction<D>(here, x, v));
+    const T shrink = T(1) / (T(1) + direction<D>(here, x, v)), root = std::sqrt(shrink);
     const T step = (reward - now.mean[a]) * shrink;
     for (int64_t k = 0; k < d_pad; k += kWidth<T>) {
-      store(shrunk + k, load(v + k) * shrink);
+      store(scaled + k, load(v + k) * root);
       store(total + k, load(total + k) + reward * load(x + k));
     }
     for (int64_t c = 0; c < d; c += 4, theta += kStep)
       store4(theta, load4(theta) + step * load4(v + c));
+    // A vector's product with itself: the halves of a four on the diagonal stay the same to the bit,
+    // and a difference between them would never go away.
 #pragma GCC unroll 16
     for (int64_t r = 0; r < d; ++r)
 #pragma GCC unroll 4
       for (int64_t c = 0; c <= r; c += 4, here += kStep)
-        store4(here, load4(here) - shrunk[r] * load4(v + c));
+        store4(here, load4(here) - scaled[r] * load4(scaled + c));
     for (int64_t k = 0, numbers = numbers_; k < numbers; k += kWidth<T>)
       store(recent + k, fused(load(weight + k), load(once + k), load(recent + k)));
     touched_[a] = 1;
@@ -391,7 +393,7 @@ template <typename T> class Statistics {
   Array<Integer> row_of_, column_of_;          // of each product x_r x_c
   Array<T> triangle_, estimate_;      // by `place`
   Array<T> sum_, recent_;             // by adapter
-  Array<T> v_, shrunk_v_, twice_, once_, prior_, shrunk_;
+  Array<T> v_, scaled_, twice_, once_, prior_, shrunk_;
   Array<T> floor_, touched_;
   Request requests_[kMost];
   int64_t together_ = kSureSums ? kMost : 1;

@@ -17,7 +17,7 @@ template <typename T> class Refresh {
   }
 
   // Inverse and estimate of every adapter that has learnt since the last time, from its sums; the
-  // others' are what they would become.
+  // others' are what they would become but for rounding.
   void adapters(T* precision, T* recent, T* inverse, T* sum, T* sum_recent, T* theta) {
     const int64_t packed = d_ * (d_ + 1) / 2;
     for (int64_t i = 0; i < n_; ++i, precision += d_ * d_, recent += packed, inverse += d_ * d_,

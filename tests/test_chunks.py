@@ -1,0 +1,42 @@
+"""How many rounds a call serves: by the shape, the schedule, and how full a tile is."""
+
+import helpers
+import jax
+import pytest
+
+from polar_jax import chunks, lanes, programs
+
+
+def _experiment(num_adapters: int = 7, dim: int = 5, horizon: int = 300) -> lanes.Experiment:
+    return helpers.make_experiment(
+        ("lru",), adapters=num_adapters, dim=dim, horizon=horizon, seeds=(0,)
+    )
+
+
+@pytest.mark.parametrize(
+    ("busy", "rounds"),
+    [(1, 4_096), (8, 4_096), (9, 2_048), (16, 2_048), (17, 1_024), (32, 1_024), (500, 1_024)],
+)
+def test_runs_of_few_lanes_have_longer_chunks_whatever_their_length(busy, rounds):
+    for horizon in (300, 100_000):
+        exp = _experiment(horizon=horizon)
+        assert chunks.chunk_rounds(exp, 32, "cpu", lanes=busy) == rounds
+    assert chunks.chunk_rounds(_experiment(), 4_096, "gpu", lanes=busy) == 1_024
+    assert programs.chunk_of_full_tiles(_experiment(), "cpu") == 1_024
+
+
+def test_a_chunk_of_a_nearly_empty_tile_stays_within_its_memory():
+    wide = _experiment(200, 4)
+    rounds = chunks.chunk_rounds(wide, 32, "cpu", lanes=1)
+    assert rounds == 2_048
+    assert 32 * rounds * chunks.round_bytes(200, 4) <= chunks._CHUNK_BYTES
+    assert 32 * 2 * rounds * chunks.round_bytes(200, 4) > chunks._CHUNK_BYTES
+
+
+def test_a_run_has_the_chunk_of_its_lanes_and_a_sweeps_memory_that_of_its_own():
+    exp = _experiment()
+    own, full = (lanes._Run([exp], chunk_rounds=rounds).chunk for rounds in (None, 1_024))
+    assert (own, full) == (4_096, 1_024)
+    assert jax.devices()[0].platform == "cpu"
+    longer = lanes.memory([exp])
+    assert lanes.memory([exp], chunk_rounds=1_024) < longer
