@@ -162,6 +162,7 @@ def forget() -> None:
     """Drops every compiled program of this process, and the memory that they are mapped to."""
     _COMPILED.clear()
     _FAMILIES.clear()
+    _zeros.cache_clear()
 
 
 def _compiled(program: Program) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from polar_jax import chunks, policies, programs
 from polar_jax.io import package_data
 from polar_jax.lane_calls import Shape
-from polar_jax.sweep import anytime, costs, plan, run, spec
+from polar_jax.sweep import anytime, costs, memory, plan, run, spec
 
 HERE = pathlib.Path()
 SWEEPS = pathlib.Path(__file__).parents[1] / "sweeps"
@@ -133,6 +133,19 @@ def test_calls_are_shorter_where_they_would_replan_often(tmp_path, monkeypatch):
     assert compiled == {name: 1 for name in ("draw", "pick", "oracle", "advance")}
     assert set(listed.values()) == {1}
     interrupt_sweep.assert_equal_rows(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_what_exact_memory_compiles_is_what_a_sweep_of_few_lanes_runs(tmp_path):
+    # A run of these lanes alone would have calls of 4,096 rounds, and programs of its own.
+    made = planned(OFTEN.replace("context_dim = 3", "context_dim = 2"))
+    before = set(programs._COMPILED)
+    assert memory.per_bucket(made, exact=True, num_devices=None)
+    compiled = set(programs._COMPILED) - before
+    drawn = [name[0] for name in compiled if name[0][0] == "draw"]
+    assert [parts[2] for parts in drawn] == [chunks.MAX_ROUNDS]
+    assert run.execute(made, tmp_path / "a", run.Options(), lambda _: None, run.Stop()).done
+    assert set(programs._COMPILED) - before == compiled
 
 
 def test_replans_are_part_of_the_estimate():

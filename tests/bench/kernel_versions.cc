@@ -1,8 +1,12 @@
 // Lanes of made-up requests for the native kernel without JAX and without the engine: what
-// `kernel_versions.py` times. Compiled once for every version of the kernel's sources.
+// `kernel_versions.py` times. Compiled once for every version of the kernel's sources, and with
+// POLAR_HAND_WRITTEN for the loop that they are compared with.
 #include <memory>
 #include <random>
 
+#if defined(POLAR_HAND_WRITTEN)
+#include "hand_written.cc"
+#endif
 #include "rounds.cc"
 
 namespace {
@@ -51,6 +55,12 @@ class Lanes {
                   Number(0.9), Number(0.97), Number(0.99), 20, Number(0.125), Number(0.5)};
   }
 
+#if defined(POLAR_HAND_WRITTEN)
+  void serve() {
+    hand_written(context_.data(), utility_.data(), noise_.data(), inverse_.data(), theta_.data(),
+                 adapter_.data(), lanes_, rounds_, n_, d_, constants_[polar::kAlpha], 1);
+  }
+#else
   void serve() {
     const int32_t span[] = {0, static_cast<int32_t>(rounds_), 0};
     for (int64_t l = 0; l < lanes_; ++l) {
@@ -65,6 +75,7 @@ class Lanes {
       kernel_.serve(lane);
     }
   }
+#endif
 
  private:
   int64_t n_, d_, rounds_, lanes_, floats_, counts_;

@@ -4,11 +4,13 @@ Usage, from the repository's root::
 
     python tests/bench/kernel_versions.py 02c8a5c .                 # a commit and the working tree
     python tests/bench/kernel_versions.py 02c8a5c . --shapes 15x64 256x16
+    python tests/bench/kernel_versions.py hand .                    # the hand-written loop as well
 
 Each is compiled with the machine's compiler and the kernel's flags, serves the same made-up lanes
 on one core and is sampled in turns with the others. Prints nanoseconds per decision, plain LinUCB
 and POLAR-E, and the median of the paired ratios to the first: above 1 is faster. That is how a
-change within the kernel is measured, where the engine round it would blur it.
+change within the kernel is measured, where the engine round it would blur it. "hand" is
+`hand_written.cc`, which has plain LinUCB at (15, 16) and (64, 32) alone.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from polar_jax.kernels import native_build
 HERE = pathlib.Path(__file__).parent
 ROUNDS = 1_024
 POLICIES = {"LinUCB": False, "POLAR-E": True}
+HAND, BY_HAND = "hand", ((15, 16), (64, 32))
 
 
 def sources(version: str, folder: pathlib.Path) -> pathlib.Path:
@@ -56,7 +59,9 @@ def build(version: str, folder: pathlib.Path) -> ctypes.CDLL:
     """
     folder.mkdir()
     made = folder / "lanes.so"
-    headers = [f"-I{sources(version, folder)}", f"-I{jax.ffi.include_dir()}", "-w"]
+    own = "." if version == HAND else version
+    headers = [f"-I{sources(own, folder)}", f"-I{jax.ffi.include_dir()}", "-w"]
+    headers += ["-DPOLAR_HAND_WRITTEN"] * (version == HAND)
     words = [*native_build.command(), *headers, str(HERE / "kernel_versions.cc")]
     subprocess.run([*words, "-o", str(made)], check=True)
     library = ctypes.CDLL(str(made))
@@ -107,7 +112,7 @@ def line(
 def main(words: list[str]) -> int:
     """Measures and prints; the exit code."""
     parser = argparse.ArgumentParser(description="Versions of the native kernel's sources.")
-    parser.add_argument("versions", nargs="+", help='commits, or "." for the working tree')
+    parser.add_argument("versions", nargs="+", help='commits, "." for the working tree, "hand"')
     parser.add_argument(
         "--shapes", nargs="+", default=["15x16", "64x32"], help="adapters x features"
     )
@@ -124,6 +129,8 @@ def main(words: list[str]) -> int:
         print(f"| (N, d) | policy | {' | '.join(names)} |\n|{'---|' * (2 + len(libraries))}")
         for n, d in shapes:
             for policy in POLICIES:
+                if HAND in libraries and (POLICIES[policy] or (n, d) not in BY_HAND):
+                    continue
                 told = line(libraries, (n, d), policy, options.lanes, options.repeats)
                 print(told, flush=True)
     return 0

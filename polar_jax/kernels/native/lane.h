@@ -390,9 +390,9 @@ template <typename T> class Statistics {
   Pooled<T> common_;
   int64_t n_, d_, d_pad_, padded_, theta_groups_, groups_ = 0, numbers_;
   std::vector<int64_t> row_;  // first four of each row
-  Array<Integer> row_of_, column_of_;          // of each product x_r x_c
-  Array<T> triangle_, estimate_;      // by `place`
-  Array<T> sum_, recent_;             // by adapter
+  Array<Integer> row_of_, column_of_;  // of each product x_r x_c
+  Array<T> triangle_, estimate_;       // by `place`
+  Array<T> sum_, recent_;              // by adapter
   Array<T> v_, scaled_, twice_, once_, prior_, shrunk_;
   Array<T> floor_, touched_;
   Request requests_[kMost];
