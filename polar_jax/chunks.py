@@ -6,16 +6,18 @@ lane reads `N d^2` of them.
 
 import numpy as np
 
-from polar_jax import cache_search, draws, epochs, replanning
+from polar_jax import cache_search, draws, epochs, kernels, replanning
 from polar_jax.lane_calls import Experiment, Shape
 from polar_jax.policies import Policy, Problem
 from polar_jax.types import ChunkClock
 
 # Rounds per compiled call: whole blocks, and short enough to answer Ctrl-C at once.
 MAX_ROUNDS = 4 * draws.BLOCK
-# So many times as many where a processor's tile is nearly empty: what a call costs beside its lanes
-# is then most of a run. A chunk's arrays have room for the whole tile, in so many bytes at most.
-_LONGER = {"cpu": 4}
+# So many times as many where a tile is nearly empty and a kernel leaves out what fills it: what a
+# call costs beside its lanes is then a good part of a run. Kernels that serve the whole tile gain
+# nothing, and a short run would draw the tile's rounds in vain. A chunk's arrays have room for the
+# whole tile, in so many bytes at most.
+_LONGER = {"native": 16}
 _CHUNK_BYTES = 2**28
 # Work of all lanes of a device that one call may hold: about a second.
 _CALL_WORK = {"cpu": 1e10}
@@ -84,7 +86,10 @@ def chunk_rounds(
     budget = _CALL_WORK.get(platform, _CALL_WORK_ACCELERATOR) / tile
     rounds = MAX_ROUNDS
     n, d = experiment.compiled_shape
-    longest = MAX_ROUNDS * min(_LONGER.get(platform, 1), tile // max(1, min(lanes or tile, tile)))
+    spare = tile // max(1, min(lanes or tile, tile))
+    longest = MAX_ROUNDS
+    if spare > 1:
+        longest *= min(_LONGER.get(kernels.chosen(platform), 1), spare)
     # Not of the horizon: runs that differ in length alone are to share programs.
     while 2 * rounds <= longest and 2 * rounds * tile * round_bytes(n, d) <= _CHUNK_BYTES:
         rounds *= 2

@@ -4,7 +4,7 @@ import helpers
 import jax
 import pytest
 
-from polar_jax import chunks, lanes, programs
+from polar_jax import chunks, kernels, lanes, programs
 
 
 def _experiment(num_adapters: int = 7, dim: int = 5, horizon: int = 300) -> lanes.Experiment:
@@ -13,10 +13,17 @@ def _experiment(num_adapters: int = 7, dim: int = 5, horizon: int = 300) -> lane
     )
 
 
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native kernel is taken, whether it can be built here or not: nothing is served."""
+    monkeypatch.setattr(kernels, "chosen", lambda platform: "native" if platform == "cpu" else "")
+
+
 @pytest.mark.parametrize(
     ("busy", "rounds"),
-    [(1, 4_096), (8, 4_096), (9, 2_048), (16, 2_048), (17, 1_024), (32, 1_024), (500, 1_024)],
+    [(1, 16_384), (2, 16_384), (3, 8_192), (8, 4_096), (9, 2_048), (17, 1_024), (500, 1_024)],
 )
+@pytest.mark.usefixtures("native")
 def test_runs_of_few_lanes_have_longer_chunks_whatever_their_length(busy, rounds):
     for horizon in (300, 100_000):
         exp = _experiment(horizon=horizon)
@@ -25,6 +32,13 @@ def test_runs_of_few_lanes_have_longer_chunks_whatever_their_length(busy, rounds
     assert programs.chunk_of_full_tiles(_experiment(), "cpu") == 1_024
 
 
+def test_kernels_that_serve_whole_tiles_have_no_longer_chunks(monkeypatch):
+    for name in ("xla", "blocked"):
+        monkeypatch.setenv(kernels.VARIABLE, name)
+        assert chunks.chunk_rounds(_experiment(), 32, "cpu", lanes=1) == 1_024
+
+
+@pytest.mark.usefixtures("native")
 def test_a_chunk_of_a_nearly_empty_tile_stays_within_its_memory():
     wide = _experiment(200, 4)
     rounds = chunks.chunk_rounds(wide, 32, "cpu", lanes=1)
@@ -35,8 +49,10 @@ def test_a_chunk_of_a_nearly_empty_tile_stays_within_its_memory():
 
 def test_a_run_has_the_chunk_of_its_lanes_and_a_sweeps_memory_that_of_its_own():
     exp = _experiment()
+    native = kernels.chosen(jax.devices()[0].platform) == "native"
     own, full = (lanes._Run([exp], chunk_rounds=rounds).chunk for rounds in (None, 1_024))
-    assert (own, full) == (4_096, 1_024)
-    assert jax.devices()[0].platform == "cpu"
+    assert (own, full) == (16_384 if native else 1_024, 1_024)
+    if not native:
+        pytest.skip("the native kernel cannot be built here")
     longer = lanes.memory([exp])
     assert lanes.memory([exp], chunk_rounds=1_024) < longer
