@@ -15,9 +15,10 @@ from polar_jax.types import ChunkClock
 MAX_ROUNDS = 4 * draws.BLOCK
 # So many times as many where a tile is nearly empty and a kernel leaves out what fills it: what a
 # call costs beside its lanes is then a good part of a run. Kernels that serve the whole tile gain
-# nothing, and a short run would draw the tile's rounds in vain. A chunk's arrays have room for the
-# whole tile, in so many bytes at most.
+# nothing, would answer Ctrl-C late, and sum a whole chunk up after a short run. A chunk's arrays
+# have room for the whole tile, in so many bytes at most.
 _LONGER = {"native": 16}
+LONGEST = MAX_ROUNDS * max(_LONGER.values())
 _CHUNK_BYTES = 2**28
 # Work of all lanes of a device that one call may hold: about a second.
 _CALL_WORK = {"cpu": 1e10}
@@ -89,7 +90,7 @@ def chunk_rounds(
     spare = tile // max(1, min(lanes or tile, tile))
     longest = MAX_ROUNDS
     if spare > 1:
-        longest *= min(_LONGER.get(kernels.chosen(platform), 1), spare)
+        longest *= min(spare, *(_LONGER.get(name, 1) for name in _kernels(experiment, platform)))
     # Not of the horizon: runs that differ in length alone are to share programs.
     while 2 * rounds <= longest and 2 * rounds * tile * round_bytes(n, d) <= _CHUNK_BYTES:
         rounds *= 2
@@ -98,6 +99,14 @@ def chunk_rounds(
     ):
         rounds //= 2
     return rounds
+
+
+def _kernels(experiment: Experiment, platform: str) -> set[str]:
+    """What serves the policies; those that one kernel does not have make calls long for all."""
+    asked, shape = kernels.chosen(platform), experiment.compiled_shape
+    sized = experiment.problem.differing is not None
+    every = experiment.policies
+    return {kernels.taken(asked, policy.rule, shape, sized=sized) for policy in every}
 
 
 def round_bytes(num_adapters: int, context_dim: int) -> int:

@@ -138,7 +138,7 @@ class _Run:
         self.tile = tile_width(self.first.compiled_shape, platform)
         self.place = programs.place(-(-self.seed.size // self.tile), num_devices)
         self.chunk = chunk_rounds or chunks.chunk_rounds(
-            self.first, self.tile, platform, lanes=self.seed.size
+            self.first, self.tile, platform, lanes=None if keep else self.seed.size
         )
         self.sampled = lane_calls.oracle_rounds(self.first.environment, self.first.problem.horizon)
         self.cells = self._cell_arrays()

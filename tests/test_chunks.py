@@ -7,9 +7,11 @@ import pytest
 from polar_jax import chunks, kernels, lanes, programs
 
 
-def _experiment(num_adapters: int = 7, dim: int = 5, horizon: int = 300) -> lanes.Experiment:
+def _experiment(
+    num_adapters: int = 7, dim: int = 5, horizon: int = 300, names: tuple[str, ...] = ("lru",)
+) -> lanes.Experiment:
     return helpers.make_experiment(
-        ("lru",), adapters=num_adapters, dim=dim, horizon=horizon, seeds=(0,)
+        names, adapters=num_adapters, dim=dim, horizon=horizon, seeds=(0,)
     )
 
 
@@ -39,6 +41,13 @@ def test_kernels_that_serve_whole_tiles_have_no_longer_chunks(monkeypatch):
 
 
 @pytest.mark.usefixtures("native")
+def test_a_policy_that_the_native_kernel_does_not_have_keeps_calls_short_for_all():
+    assert chunks.chunk_rounds(_experiment(names=("lru", "static")), 32, "cpu", lanes=1) == 16_384
+    mixed = _experiment(names=("lru", "epsilon_greedy"))
+    assert chunks.chunk_rounds(mixed, 32, "cpu", lanes=1) == 1_024
+
+
+@pytest.mark.usefixtures("native")
 def test_a_chunk_of_a_nearly_empty_tile_stays_within_its_memory():
     wide = _experiment(200, 4)
     rounds = chunks.chunk_rounds(wide, 32, "cpu", lanes=1)
@@ -52,6 +61,8 @@ def test_a_run_has_the_chunk_of_its_lanes_and_a_sweeps_memory_that_of_its_own():
     native = kernels.chosen(jax.devices()[0].platform) == "native"
     own, full = (lanes._Run([exp], chunk_rounds=rounds).chunk for rounds in (None, 1_024))
     assert (own, full) == (16_384 if native else 1_024, 1_024)
+    # What is kept is kept of whole tiles.
+    assert lanes._Run([exp], keep=True).chunk == 1_024
     if not native:
         pytest.skip("the native kernel cannot be built here")
     longer = lanes.memory([exp])

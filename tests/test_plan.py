@@ -137,7 +137,7 @@ def test_calls_are_shorter_where_they_would_replan_often(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_what_exact_memory_compiles_is_what_a_sweep_of_few_lanes_runs(tmp_path):
-    # A run of these lanes alone would have calls of 4,096 rounds, and programs of its own.
+    # A run of these lanes alone would have longer calls, and programs of its own.
     made = planned(OFTEN.replace("context_dim = 3", "context_dim = 2"))
     before = set(programs._COMPILED)
     assert memory.per_bucket(made, exact=True, num_devices=None)

@@ -83,8 +83,7 @@ def test_a_signal_checkpoints_and_ends_within_five_seconds(tmp_path, path, numbe
     began = time.perf_counter()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    # Five on a machine that does nothing else, which a test cannot ask for; the sweep takes 40.
-    assert time.perf_counter() - began < 15.0
+    assert time.perf_counter() - began < 5.0
     assert process.returncode == 128 + number
     assert "the same command goes on" in errors
     assert interrupt_sweep.progress(tmp_path / "out") > 0

@@ -28,7 +28,7 @@ from polar_jax.types import Decisions
 
 # Every adapter is resident, so that this is LinUCB and nothing else, as the baselines are.
 PLAIN = "full_cache"
-_RUN = 8 * chunks.MAX_ROUNDS  # rounds of the shortest whole run that is timed at few lanes
+_CHUNKS = 8  # of the shortest whole run that is timed at few lanes
 _ROUNDED_UP = 1.3  # memory beside what is counted: temporaries
 
 
@@ -87,9 +87,10 @@ def wave_width(shape: lanes.Shape, num_lanes: int, platform: str) -> int:
 
 def chunk_rounds(shape: lanes.Shape, names: Sequence[str], num_lanes: int, most: int | None) -> int:
     """Rounds of a call: as many as a run of so many lanes has, and no more than asked for."""
-    exp = experiment(shape, names, num_lanes=1, horizon=_RUN)
     platform = jax.devices()[0].platform
     tile = programs.tile_width(shape, platform)
+    horizon = _CHUNKS * (chunks.LONGEST if num_lanes < tile else chunks.MAX_ROUNDS)
+    exp = experiment(shape, names, num_lanes=1, horizon=horizon)
     rounds = chunks.chunk_rounds(exp, tile, platform, lanes=num_lanes)
     return rounds if most is None else min(most, rounds)
 
