@@ -102,11 +102,11 @@ def chunk_rounds(
 
 
 def _kernels(experiment: Experiment, platform: str) -> set[str]:
-    """What serves the policies; those that one kernel does not have make calls long for all."""
+    """The kernels that serve an experiment's policies."""
     asked, shape = kernels.chosen(platform), experiment.compiled_shape
     sized = experiment.problem.differing is not None
-    every = experiment.policies
-    return {kernels.taken(asked, policy.rule, shape, sized=sized) for policy in every}
+    rules = [policy.rule for policy in experiment.policies]
+    return {kernels.taken(asked, rule, shape, sized=sized) for rule in rules}
 
 
 def round_bytes(num_adapters: int, context_dim: int) -> int:

@@ -63,7 +63,4 @@ def test_a_run_has_the_chunk_of_its_lanes_and_a_sweeps_memory_that_of_its_own():
     assert (own, full) == (16_384 if native else 1_024, 1_024)
     # What is kept is kept of whole tiles.
     assert lanes._Run([exp], keep=True).chunk == 1_024
-    if not native:
-        pytest.skip("the native kernel cannot be built here")
-    longer = lanes.memory([exp])
-    assert lanes.memory([exp], chunk_rounds=1_024) < longer
+    assert (lanes.memory([exp], chunk_rounds=1_024) < lanes.memory([exp])) == native

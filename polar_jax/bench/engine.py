@@ -28,7 +28,7 @@ from polar_jax.types import Decisions
 
 # Every adapter is resident, so that this is LinUCB and nothing else, as the baselines are.
 PLAIN = "full_cache"
-_CHUNKS = 8  # of the shortest whole run that is timed at few lanes
+FEW_CHUNKS = 8  # of the shortest whole run that is timed at few lanes
 _ROUNDED_UP = 1.3  # memory beside what is counted: temporaries
 
 
@@ -89,7 +89,7 @@ def chunk_rounds(shape: lanes.Shape, names: Sequence[str], num_lanes: int, most:
     """Rounds of a call: as many as a run of so many lanes has, and no more than asked for."""
     platform = jax.devices()[0].platform
     tile = programs.tile_width(shape, platform)
-    horizon = _CHUNKS * (chunks.LONGEST if num_lanes < tile else chunks.MAX_ROUNDS)
+    horizon = FEW_CHUNKS * (chunks.LONGEST if num_lanes < tile else chunks.MAX_ROUNDS)
     exp = experiment(shape, names, num_lanes=1, horizon=horizon)
     rounds = chunks.chunk_rounds(exp, tile, platform, lanes=num_lanes)
     return rounds if most is None else min(most, rounds)

@@ -21,7 +21,6 @@ _PATIENCE = 10.0
 # And so many times, where many lanes would else be served for a few rounds a call: packing and
 # unpacking a lane is then most of what is timed, and in whole runs a call serves a chunk.
 _WHOLE_CALL = 4.0
-_FEW_CHUNKS = 8
 _MOST_RUN, _MOST = 2**20, 2**30  # rounds of a whole run; of anything
 Report = Callable[[str, int, int], None]  # what is in work, what is done, what there is
 
@@ -251,7 +250,7 @@ def _run_job(row: Row, policy: str, chunk: int) -> _Job:
 
     # Doubling epochs crowd at the beginning of a run, and each refreshes the statistics: a run of
     # one chunk would time little else where there are many features.
-    chunks = _FEW_CHUNKS if row.lanes <= BATCH else 1
+    chunks = engine.FEW_CHUNKS if row.lanes <= BATCH else 1
     return _Job(row, serve, least=chunks * chunk, most=_MOST_RUN)
 
 
